@@ -1,0 +1,255 @@
+"""Comparisons without a policy: two checkpoints on the same items, or two recipes over several seeds each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from steelyard.errors import GateRefusal, UsageError, nearest
+from steelyard.gate.items import Evaluation, load_evaluation
+from steelyard.gate.pairing import PairedTask, pair, pairing_problems
+from steelyard.gate.refusals import GateFacts, suite_problems
+from steelyard.gate.statistics import AverageDifference, Difference, average_difference, normal_cdf, paired_difference
+from steelyard.gate.weighing import NO_FACTS, Side, load_both
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["ArmComparison", "ArmRow", "Comparison", "ComparisonRow", "compare_arms", "compare_evaluations"]
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonRow:
+    """B minus A on one task, with a two-sided interval and a two-sided p; None where the items give none."""
+
+    n: int
+    a: float
+    b: float
+    diff: float
+    se: float | None
+    lower: float | None
+    upper: float | None
+    p: float | None
+    method: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two evaluations, item by item. It supports "this checkpoint is better", never "this recipe is better"."""
+
+    a: str
+    b: str
+    confidence: float
+    tasks: Mapping[str, ComparisonRow]
+    average: ComparisonRow
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class ArmRow:
+    """Means over seeds, B minus A, Welch's two-sided interval and p; None where all seeds of both arms are equal."""
+
+    a: float
+    b: float
+    diff: float
+    lower: float | None
+    upper: float | None
+    p: float | None
+
+
+@dataclass(frozen=True)
+class ArmComparison:
+    """Two recipes over several seeds each."""
+
+    seeds_a: int
+    seeds_b: int
+    confidence: float
+    tasks: Mapping[str, ArmRow]
+    average: ArmRow
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def compare_evaluations(
+    a: Side,
+    b: Side,
+    *,
+    confidence: float = 0.95,
+    weights: Mapping[str, float] | None = None,
+    facts: GateFacts = NO_FACTS,
+) -> Comparison:
+    """Compares two evaluations of the same items.
+
+    p is McNemar's exact test for 0/1 scores, t for graded ones, cluster-robust t or exact sign flips for items in
+    clusters, normal for the average. Raises :class:`GateRefusal` when the items do not pair.
+    """
+    _check_confidence(confidence)
+    left, right = load_both(a, b, facts)
+    reasons = suite_problems(left, right) + pairing_problems(left, right)
+    if reasons:
+        raise GateRefusal(reasons)
+    _check_weights(weights or {}, left.tasks)
+    paired = pair(left, right)
+    tail = (1 - confidence) / 2
+    differences = {name: paired_difference(task, tail) for name, task in paired.items()}
+    average = average_difference(differences, weights or {})
+    return Comparison(
+        a=left.model,
+        b=right.model,
+        confidence=confidence,
+        tasks={name: _row(difference, _two_sided_p(paired[name], difference)) for name, difference in differences.items()},
+        average=_average_row(differences, average, tail, weights or {}),
+    )
+
+
+def compare_arms(
+    a: Sequence[Path | str],
+    b: Sequence[Path | str],
+    *,
+    confidence: float = 0.95,
+    weights: Mapping[str, float] | None = None,
+    facts: GateFacts = NO_FACTS,
+) -> ArmComparison:
+    """Compares two recipes by the evaluations of their runs, one folder a seed, at least three an arm: Welch's t on the
+    seeds' means.
+
+    Raises :class:`UsageError` for fewer seeds and :class:`GateRefusal` where the evaluations are not of the same items
+    or two seeds of an arm are the same weights.
+    """
+    _check_confidence(confidence)
+    if min(len(a), len(b)) < 3:
+        raise UsageError(
+            f"{len(a)} and {len(b)} seeds: comparing recipes takes at least 3 an arm; run more seeds, or compare two checkpoints"
+        )
+    arms = [[load_evaluation(folder, score_ranges=facts.score_ranges) for folder in arm] for arm in (a, b)]
+    first = arms[0][0]
+    reasons = [
+        f"{other.folder}: {reason}"
+        for arm in arms
+        for other in arm
+        for reason in suite_problems(first, other) + pairing_problems(first, other)
+    ]
+    reasons += [reason for arm in arms for reason in _repeated_weights(arm)]
+    if reasons:
+        raise GateRefusal(reasons)
+    _check_weights(weights or {}, first.tasks)
+    means = [[_task_means(evaluation) for evaluation in arm] for arm in arms]
+    tasks = {task: _welch([m[task] for m in means[0]], [m[task] for m in means[1]], confidence) for task in first.tasks}
+    averages = [[_weighted(m, weights or {}) for m in arm] for arm in means]
+    return ArmComparison(len(a), len(b), confidence, tasks, _welch(averages[0], averages[1], confidence))
+
+
+def _row(difference: Difference, p: float | None) -> ComparisonRow:
+    return ComparisonRow(
+        n=difference.n,
+        a=difference.champion,
+        b=difference.challenger,
+        diff=difference.diff,
+        se=difference.se,
+        lower=difference.lower,
+        upper=difference.upper,
+        p=p,
+        method=difference.method,
+    )
+
+
+def _average_row(
+    differences: Mapping[str, Difference], average: AverageDifference, tail: float, weights: Mapping[str, float]
+) -> ComparisonRow:
+    lower, upper = average.bounds(tail)
+    return ComparisonRow(
+        n=sum(difference.n for difference in differences.values()),
+        a=_weighted({name: difference.champion for name, difference in differences.items()}, weights),
+        b=_weighted({name: difference.challenger for name, difference in differences.items()}, weights),
+        diff=average.diff,
+        se=average.se,
+        lower=lower,
+        upper=upper,
+        p=None if average.se is None else 2 * normal_cdf(-abs(average.diff) / average.se),
+        method="average",
+    )
+
+
+def _two_sided_p(task: PairedTask, difference: Difference) -> float | None:
+    if difference.method == "agresti_min":
+        from scipy.stats import binomtest
+
+        d = task.challenger - task.champion
+        gained, lost = int((d > 0).sum()), int((d < 0).sum())
+        return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+    if difference.method == "sign_flip":
+        assert task.clusters is not None
+        return _sign_flip_p(task.challenger - task.champion, task.clusters)
+    if difference.se is None:
+        return None
+    from scipy.special import stdtr
+
+    df = task.n - 1 if task.clusters is None else int(task.clusters.max())
+    return 2 * float(stdtr(df, -abs(difference.diff) / difference.se))
+
+
+def _sign_flip_p(d: NDArray[np.float64], clusters: NDArray[np.int64]) -> float:
+    """Two-sided: the share of all 2^G sign patterns whose total is at least as far from 0 as the observed one."""
+    import numpy as np
+
+    totals = np.zeros(1)
+    for total in np.bincount(clusters, weights=d):
+        totals = np.concatenate([totals + total, totals - total])
+    observed = abs(math.fsum(d))
+    return float((np.abs(totals) >= observed - 1e-9 * max(1.0, observed)).mean())
+
+
+def _task_means(evaluation: Evaluation) -> dict[str, float]:
+    """Mean score by task, samples averaged within their item first."""
+    return {name: math.fsum(task.champion) / task.n for name, task in pair(evaluation, evaluation).items()}
+
+
+def _weighted(means: Mapping[str, float], weights: Mapping[str, float]) -> float:
+    used = {name: weights.get(name, 1.0) for name in means}
+    return math.fsum(used[name] * means[name] for name in means) / math.fsum(used.values())
+
+
+def _welch(a: Sequence[float], b: Sequence[float], confidence: float) -> ArmRow:
+    from scipy.stats import ttest_ind
+
+    mean_a, mean_b = math.fsum(a) / len(a), math.fsum(b) / len(b)
+    if len(set(a)) == 1 and len(set(b)) == 1:
+        return ArmRow(mean_a, mean_b, mean_b - mean_a, None, None, None)
+    result = ttest_ind(b, a, equal_var=False)
+    interval = result.confidence_interval(confidence)
+    return ArmRow(mean_a, mean_b, mean_b - mean_a, float(interval.low), float(interval.high), float(result.pvalue))
+
+
+def _repeated_weights(arm: Sequence[Evaluation]) -> list[str]:
+    seen: dict[str, Evaluation] = {}
+    problems = []
+    for evaluation in arm:
+        if evaluation.weights_sha256 is None:
+            continue
+        if evaluation.weights_sha256 in seen:
+            other = seen[evaluation.weights_sha256].folder
+            problems.append(f"{evaluation.folder} and {other} are the same weights: each seed of an arm needs its own run")
+        seen.setdefault(evaluation.weights_sha256, evaluation)
+    return problems
+
+
+def _check_weights(weights: Mapping[str, float], tasks: Sequence[str]) -> None:
+    for name, weight in weights.items():
+        if name not in tasks:
+            raise UsageError(f"weights name the task {name!r}, which is not in the evaluations{nearest(name, tasks)}")
+        if not (math.isfinite(weight) and weight >= 0):
+            raise UsageError(f"weight {weight!r} of task {name!r} is not a number of at least 0")
+    if not any(weights.get(task, 1.0) > 0 for task in tasks):
+        raise UsageError("the weights of all tasks are 0: give one task a weight above 0")
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise UsageError(f"confidence {confidence!r} is not between 0 and 1")

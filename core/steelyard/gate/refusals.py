@@ -1,0 +1,130 @@
+"""What the gate refuses to weigh. A refusal is an error that says what to do; it is never a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from steelyard.errors import GateRefusal
+from steelyard.gate.items import Evaluation, ScoreRange
+from steelyard.gate.pairing import pairing_problems
+
+if TYPE_CHECKING:
+    from steelyard.gate.policy import PolicyConfig
+
+__all__ = ["Certificate", "GateFacts", "find_refusals", "refusal_to_json", "suite_problems"]
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """Says that a training dataset was scanned against one version of a suite."""
+
+    data: str
+    suite: str
+    suite_version: str
+
+
+@dataclass(frozen=True)
+class GateFacts:
+    """What evaluation folders cannot say, but a run knows of its challenger. The defaults claim nothing and refuse
+    nothing."""
+
+    training_data: tuple[str, ...] = ()
+    """Datasets the challenger was trained on since the champion; each needs a certificate for the suite version
+    weighed."""
+    certificates: tuple[Certificate, ...] = ()
+    non_finite_weights: tuple[str, ...] = ()
+    """Names of the challenger's tensors that hold a NaN or an infinity."""
+    unsandboxed_verifiers: tuple[str, ...] = ()
+    """Code verifiers whose rewards trained the challenger although they ran outside a sandbox."""
+    unseen_suites: tuple[str, ...] = ()
+    """Suites that this gate must not look at."""
+    score_ranges: Mapping[str, ScoreRange] = field(default_factory=dict)
+    """Lowest and highest score by task, as the suite declares them; 0 to 1 for the others."""
+
+
+def find_refusals(champion: Evaluation, challenger: Evaluation, policy: PolicyConfig, facts: GateFacts) -> list[str]:
+    """Every reason why these two evaluations cannot be weighed, each with what to do."""
+    return [
+        *_model_problems(champion, challenger, facts),
+        *suite_problems(champion, challenger),
+        *_exposure_problems(challenger, facts),
+        *_error_rates(champion, challenger, policy.max_error_rate),
+        *pairing_problems(champion, challenger),
+        *policy.problems(
+            {*champion.tasks, *challenger.tasks},
+            {task: high - low for task, (low, high) in champion.score_ranges.items()},
+        ),
+    ]
+
+
+def suite_problems(champion: Evaluation, challenger: Evaluation) -> list[str]:
+    """Whether both sides answered the same suite, with the same harness."""
+    advice = "evaluate both models with the same one"
+    return [
+        f"the {what} differs: {a!r} for the champion, {b!r} for the challenger; {advice}"
+        for what, a, b in (
+            ("suite", champion.suite, challenger.suite),
+            ("suite version", champion.suite_version, challenger.suite_version),
+            ("harness", champion.harness, challenger.harness),
+        )
+        if a != b
+    ]
+
+
+def refusal_to_json(refusal: GateRefusal) -> dict[str, Any]:
+    """What ``--json`` prints instead of a verdict: there is no decision."""
+    return {"decision": None, "refusals": list(refusal.reasons)}
+
+
+def _model_problems(champion: Evaluation, challenger: Evaluation, facts: GateFacts) -> Iterable[str]:
+    for side, evaluation in (("champion", champion), ("challenger", challenger)):
+        if evaluation.weights_sha256 is None:
+            yield (f"the {side}'s eval.json does not say which weights were evaluated: evaluate a model folder, not a remote service")
+    if champion.weights_sha256 is not None and champion.weights_sha256 == challenger.weights_sha256:
+        yield (
+            f"both sides are the same weights (sha256 {champion.weights_sha256[:12]!r}): give the evaluation of the "
+            "model that the stage made; if you did, the stage changed nothing"
+        )
+    if facts.non_finite_weights:
+        yield (
+            f"the challenger has non-finite weights in {_listed(facts.non_finite_weights)}: train again with a lower "
+            "lr or stronger clipping"
+        )
+    if facts.unsandboxed_verifiers:
+        yield (
+            "the challenger's rewards came from a code verifier outside a sandbox "
+            f"({_listed(facts.unsandboxed_verifiers)}): such rewards can be forged by the code they judge; train again "
+            "with `isolation: sandbox`"
+        )
+
+
+def _exposure_problems(challenger: Evaluation, facts: GateFacts) -> Iterable[str]:
+    suite, version = challenger.suite, challenger.suite_version
+    if suite in facts.unseen_suites:
+        yield f"suite {suite!r} is the unseen suite: gates decide on the dev suite only; give dev evaluations"
+    certified = {one.data: one for one in facts.certificates if one.suite == suite and one.suite_version == version}
+    for data in facts.training_data:
+        if data not in certified:
+            others = sorted({one.suite_version for one in facts.certificates if one.data == data and one.suite == suite})
+            known = f" (only for {_listed(others)})" if others else ""
+            yield (
+                f"training data {data!r} has no decontamination certificate for suite {suite!r} version "
+                f"{version!r}{known}: run `steelyard decontaminate {data} --against {suite}`"
+            )
+
+
+def _error_rates(champion: Evaluation, challenger: Evaluation, most: float) -> Iterable[str]:
+    for side, evaluation in (("champion", champion), ("challenger", challenger)):
+        if evaluation.error_rate > most:
+            yield (
+                f"the verifier failed on {100 * evaluation.error_rate:.2f} % of the {side}'s "
+                f"{len(evaluation.items):,} items, above {100 * most:g} %: mend the verifier (see the items with outcome 'error' or 'timeout') and "
+                "evaluate again"
+            )
+
+
+def _listed(names: Iterable[str], most: int = 3) -> str:
+    names = tuple(names)
+    return ", ".join(map(repr, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,99 @@
+"""Weighs a challenger against the champion: read, refuse, pair, measure, decide, say why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from steelyard.errors import GateRefusal, UsageError
+from steelyard.gate.items import Evaluation, load_evaluation
+from steelyard.gate.pairing import pair
+from steelyard.gate.policy import PolicyConfig, average_status, decide, task_status
+from steelyard.gate.refusals import GateFacts, find_refusals
+from steelyard.gate.statistics import Difference, average_difference, paired_difference
+from steelyard.gate.verdict import AverageVerdict, TaskVerdict, Verdict, write_sentence
+
+__all__ = ["NO_FACTS", "load_both", "weigh"]
+
+NO_FACTS = GateFacts()
+
+Side = Path | str | Evaluation
+"""An evaluation folder, or what was read from one."""
+
+
+def weigh(
+    champion: Side,
+    challenger: Side,
+    policy: PolicyConfig,
+    *,
+    objections: Iterable[str] = (),
+    facts: GateFacts = NO_FACTS,
+) -> Verdict:
+    """Decides whether the challenger takes the title, from two evaluations of the same items.
+
+    Raises :class:`GateRefusal` with every reason when they cannot be weighed, and :class:`UsageError` for a policy that
+    this function does not implement. ``objections`` keep the champion where the policy would promote.
+    """
+    if policy.policy != "non_inferiority":
+        raise UsageError(
+            f"policy {policy.policy!r} is not the built-in 'non_inferiority': see `steelyard plugins list` for those that plugins bring"
+        )
+    ours, theirs = load_both(champion, challenger, facts)
+    reasons = find_refusals(ours, theirs, policy, facts)
+    if reasons:
+        raise GateRefusal(reasons)
+    paired = pair(ours, theirs)
+    alpha = policy.average_alpha
+    differences = {name: paired_difference(task, policy.alpha, average_alpha=alpha) for name, task in paired.items()}
+    tasks = {name: _judge(name, difference, policy) for name, difference in differences.items()}
+    found = average_difference(differences, policy.weights)
+    average = AverageVerdict(
+        diff=found.diff,
+        se=found.se,
+        lower=found.bounds(alpha)[0],
+        p_improved=found.p_improved,
+        alpha=alpha,
+        status=average_status(found, alpha, items=sum(task.n for task in paired.values())),
+    )
+    decision = decide(average.status, [task.status for task in tasks.values() if task.status is not None])
+    sentence = write_sentence(
+        decision,
+        average,
+        tasks,
+        alpha=policy.alpha,
+        round_number=policy.round,
+        rounds=None if policy.spending == "open_ended" else policy.rounds,
+        left_out=sum(task.left_out for task in paired.values()),
+    )
+    verdict = Verdict(decision=decision, sentence=sentence, average=average, tasks=tasks, policy=policy.policy, round=policy.round)
+    return verdict.with_objections(objections)
+
+
+def load_both(champion: Side, challenger: Side, facts: GateFacts = NO_FACTS) -> tuple[Evaluation, Evaluation]:
+    """Reads both sides; a refusal names the problems of both."""
+    loaded: list[Evaluation] = []
+    reasons: list[str] = []
+    for side in (champion, challenger):
+        try:
+            loaded.append(side if isinstance(side, Evaluation) else load_evaluation(side, score_ranges=facts.score_ranges))
+        except GateRefusal as refusal:
+            reasons += refusal.reasons
+    if reasons:
+        raise GateRefusal(reasons)
+    return loaded[0], loaded[1]
+
+
+def _judge(name: str, difference: Difference, policy: PolicyConfig) -> TaskVerdict:
+    margin = policy.margin(name) if name in policy.guarded([name]) else None
+    return TaskVerdict(
+        n=difference.n,
+        champion=difference.champion,
+        challenger=difference.challenger,
+        diff=difference.diff,
+        se=difference.se,
+        lower=difference.lower,
+        upper=difference.upper,
+        margin=margin,
+        guarded=margin is not None,
+        status=None if margin is None else task_status(difference, margin),
+    )

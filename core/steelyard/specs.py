@@ -1,0 +1,163 @@
+"""The descriptors that contribution hooks return: small, frozen, and free of imports until something is used.
+
+Each names its implementation and its pydantic configuration model by :class:`LazyRef`. Collecting every descriptor of every plugin
+imports nothing but the plugins' own ``__init__`` modules.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from steelyard.errors import PluginError
+
+__all__ = [
+    "CommandSpec",
+    "EngineSpec",
+    "GatePolicySpec",
+    "HarnessSpec",
+    "LauncherSpec",
+    "LazyRef",
+    "MixerSpec",
+    "RecipeSpec",
+    "ShaperSpec",
+    "SourceSpec",
+    "Spec",
+    "StageSpec",
+    "SuiteSpec",
+    "VerifierSpec",
+]
+
+Isolation = Literal["inline", "process", "sandbox"]
+RowFormat = Literal["messages", "preference", "prompts", "text"]
+
+
+@dataclass(frozen=True, slots=True)
+class LazyRef:
+    """``"package.module:attribute"``, imported on :meth:`load` and not before."""
+
+    path: str
+
+    def __post_init__(self) -> None:
+        module, colon, attribute = self.path.partition(":")
+        if not (module and colon and attribute) or " " in self.path:
+            raise ValueError(f"{self.path!r} is not of the form 'package.module:attribute'")
+
+    def load(self) -> Any:
+        """The object. Raises :class:`PluginError` naming the reference when its module or attribute cannot be had."""
+        module_name, _, attribute = self.path.partition(":")
+        try:
+            found: Any = importlib.import_module(module_name)
+            for part in attribute.split("."):
+                found = getattr(found, part)
+        except (ImportError, AttributeError, SyntaxError) as error:
+            raise PluginError(f"cannot load {self.path!r}: {error}") from error
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What every descriptor has: the ``name`` a recipe uses, where the implementation is, where its configuration model is
+    (None: it takes none), and a line of help."""
+
+    name: str
+    impl: LazyRef
+    config: LazyRef | None = None
+    summary: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name or not all(c.isalnum() or c in "_-." for c in self.name):
+            raise ValueError(f"{self.name!r} is not a name: letters, digits, '_', '-' and '.' only")
+
+
+@dataclass(frozen=True, slots=True)
+class StageSpec(Spec):
+    """A stage: ``impl`` is a class or function giving a :class:`~steelyard.protocols.Stage`."""
+
+    data: RowFormat | None = "messages"
+    """The row format it trains on; None for a stage without data."""
+    needs_reference: bool = False
+    """Whether it reads a reference model (``reference:`` in the recipe, default: the model it starts from)."""
+    needs_verifiers: bool = False
+    hidden: bool = False
+    """Left out of lists: for stages that the conductor places itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceSpec(Spec):
+    """A place data comes from: ``impl(config, base)`` (``base``: the folder that relative paths start from) is a :class:`~steelyard.protocols.Source`."""
+
+
+@dataclass(frozen=True, slots=True)
+class MixerSpec(Spec):
+    """Makes a training dataset from sources: ``impl(config)`` is a :class:`~steelyard.protocols.Mixer`."""
+
+    samples_model: bool = False
+    """Whether it samples a model (``from:`` in the recipe); such a dataset is made afresh in every round."""
+    needs_verifiers: bool = False
+    produces: RowFormat | None = None
+    """The row format it makes; None: whatever its sources hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class VerifierSpec(Spec):
+    """Checks completions: ``impl(config)`` is a :class:`~steelyard.protocols.Verifier`."""
+
+    isolation: Isolation = "process"
+    """``inline`` (pure, fast, trusted), ``process`` (a worker that can be killed) or ``sandbox`` (runs model-written code)."""
+    timeout_s: float = 10.0
+    """Wall-clock seconds for one completion, after which the worker is killed and the outcome is ``timeout``."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShaperSpec(Spec):
+    """Changes rewards within a group: ``impl(config)`` is a :class:`~steelyard.protocols.Shaper`."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec(Spec):
+    """Generates and scores text: ``impl(config, model_folder)`` is a :class:`~steelyard.protocols.Engine`."""
+
+
+@dataclass(frozen=True, slots=True)
+class HarnessSpec(Spec):
+    """Evaluates suites: ``impl(registry)`` is a :class:`~steelyard.protocols.Harness`."""
+
+
+@dataclass(frozen=True, slots=True)
+class LauncherSpec(Spec):
+    """Where a step's process runs: ``impl(config)`` is a :class:`~steelyard.protocols.Launcher`."""
+
+
+@dataclass(frozen=True, slots=True)
+class GatePolicySpec(Spec):
+    """Decides from two evaluations: ``impl`` is a function with the signature of :func:`steelyard.gate.weigh`."""
+
+
+@dataclass(frozen=True, slots=True)
+class SuiteSpec:
+    """A named set of tasks: the path of its YAML file, which names its harness."""
+
+    name: str
+    path: Path
+    summary: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeSpec:
+    """A recipe that ``steelyard run NAME`` finds: the path of its YAML file."""
+
+    name: str
+    path: Path
+    summary: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CommandSpec:
+    """A further subcommand of ``steelyard``: ``impl`` is a :class:`click.Command`."""
+
+    name: str
+    impl: LazyRef
+    summary: str = ""

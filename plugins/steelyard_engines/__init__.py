@@ -1,0 +1,18 @@
+"""Engines: what generates and scores text, for rollouts and for evaluation. README.md is the manual."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from steelyard.hookspecs import hookimpl
+from steelyard.specs import EngineSpec, LazyRef
+
+
+@hookimpl
+def steelyard_engines() -> Iterable[EngineSpec]:
+    yield EngineSpec(
+        "transformers",
+        impl=LazyRef("steelyard_engines.transformers_engine:TransformersEngine"),
+        config=LazyRef("steelyard_engines.config:TransformersEngineConfig"),
+        summary="batched generation and scoring with transformers, in process; runs anywhere torch does",
+    )

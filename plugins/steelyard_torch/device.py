@@ -1,0 +1,94 @@
+"""Where and how a process computes: device, precision, threads, determinism, gradient checkpointing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from steelyard.errors import ModelError, UsageError
+from transformers import PreTrainedModel
+
+__all__ = ["Precision", "Runtime", "seed_everything", "set_gradient_checkpointing", "setup_runtime"]
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """The device and precision of this process.
+
+    ``bf16`` means autocast over float32 master weights: AdamW's small updates would be lost in bfloat16 weights (8 bits of mantissa).
+    """
+
+    device: torch.device
+    precision: Precision = "fp32"
+
+    @contextlib.contextmanager
+    def autocast(self) -> Iterator[None]:
+        """The context for forward passes; does nothing in fp32."""
+        if self.precision == "fp32":
+            yield
+            return
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+            yield
+
+
+def setup_runtime(
+    *, device: str = "auto", precision: Precision = "fp32", threads: int | None = None, deterministic: bool = True
+) -> Runtime:
+    """Configure torch for this process and say where to compute.
+
+    Args:
+        device: ``auto`` (the first CUDA device if there is one, else the CPU) or a torch device string.
+        precision: ``fp32`` or ``bf16``, see :class:`Runtime`.
+        threads: CPU threads; ``None`` leaves torch's own choice. Say a number where other processes are busy: two threads on one free
+            core were measured many times slower than one.
+        deterministic: use deterministic kernels. Needed for bit-exact resume on an accelerator; the CPU kernels used here are
+            deterministic anyway.
+
+    Raises:
+        UsageError: the device does not exist here, or cannot do bfloat16.
+    """
+    chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device {device!r} was asked for, but torch sees no CUDA device; use device 'cpu' or 'auto'")
+    if precision == "bf16" and chosen.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise UsageError(f"device {str(chosen)!r} has no bfloat16; use precision 'fp32'")
+    if threads is not None:
+        if threads < 1:
+            raise UsageError(f"threads must be at least 1, got {threads!r}")
+        torch.set_num_threads(threads)
+    if deterministic and chosen.type == "cuda":
+        # cuBLAS reads this when its first handle is made; without it deterministic matmuls raise.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    return Runtime(device=chosen, precision=precision)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's generators (all devices)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def set_gradient_checkpointing(model: PreTrainedModel, enabled: bool) -> None:
+    """Recompute activations in the backward pass (less memory, about a third more compute), or stop doing so.
+
+    Raises:
+        ModelError: the architecture has no support for it.
+    """
+    if not enabled:
+        if model.is_gradient_checkpointing:
+            model.gradient_checkpointing_disable()
+        return
+    if not model.supports_gradient_checkpointing:
+        raise ModelError(f"{type(model).__name__} does not support gradient checkpointing; turn it off in the recipe")
+    # The re-entrant form ignores the RNG of autocast regions and needs inputs that require gradients.
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
