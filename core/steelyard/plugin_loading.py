@@ -18,9 +18,9 @@ from typing import Any, get_args
 import pluggy
 
 from steelyard import hookspecs, specs
-from steelyard.errors import UsageError, nearest
+from steelyard.errors import nearest
 
-__all__ = ["FAMILIES", "Loaded", "distribution_of", "load_entry_point", "location", "normal", "project_lists", "source_text"]
+__all__ = ["FAMILIES", "Loaded", "load_entry_point", "location", "source_text"]
 
 FAMILIES: Mapping[str, tuple[str, type[Any]]] = {
     "stages": ("stage", specs.StageSpec),
@@ -131,7 +131,8 @@ def _check_fields(hook_name: str, spec: Any) -> None:
             raise _Defect(f"{hook_name}: {name} of {_shown(spec.name)} is {_shown(getattr(spec, name))}, of the wrong type")
     if isinstance(spec, specs.VerifierSpec):
         if spec.isolation not in get_args(specs.Isolation):
-            raise _Defect(f"{hook_name}: isolation of {spec.name!r} is {spec.isolation!r}{nearest(spec.isolation, get_args(specs.Isolation))}")
+            hint = nearest(str(spec.isolation), get_args(specs.Isolation))
+            raise _Defect(f"{hook_name}: isolation of {spec.name!r} is {spec.isolation!r}{hint}")
         if not spec.timeout_s > 0:
             raise _Defect(f"{hook_name}: timeout_s of {spec.name!r} is {spec.timeout_s!r}, not above 0")
 
@@ -164,16 +165,6 @@ def _stdout_kept_apart() -> Iterator[io.StringIO]:
             os.close(saved)
 
 
-def normal(name: str) -> str:
-    """A distribution's or plugin's name as names are compared (PEP 503)."""
-    return re.sub(r"[-_.]+", "-", name).strip().lower()
-
-
-def distribution_of(entry: EntryPoint) -> tuple[str, str]:
-    """The name and version of the distribution that declares an entry point."""
-    return (entry.dist.name, entry.dist.version) if entry.dist is not None else ("unknown", "0")
-
-
 def location(module: str) -> Path | None:
     """The folder of the package that holds a plugin's hooks, or the file of a lone module; found without importing it."""
     parts = module.partition(":")[0].split(".")
@@ -204,27 +195,3 @@ def source_text(module: str) -> str:
         return (lone if lone.is_file() else root / "__init__.py").read_text("utf-8")
     except (OSError, UnicodeDecodeError):
         return ""
-
-
-def project_lists(project: Path | None) -> tuple[Path | None, dict[str, list[str]]]:
-    """``plugins.disabled`` and ``plugins.allowed`` under ``[tool.steelyard]`` of a project's pyproject.toml, and the file's path.
-
-    ``project`` is the project's folder; None: the nearest folder upwards from the current one that has such a file."""
-    folders = [project] if project is not None else [Path.cwd(), *Path.cwd().parents]
-    file = next((f / "pyproject.toml" for f in folders if (f / "pyproject.toml").is_file()), None)
-    if file is None:
-        return None, {}
-    import tomllib
-
-    try:
-        table = tomllib.loads(file.read_text("utf-8")).get("tool", {}).get("steelyard", {}).get("plugins", {})
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{file}: cannot be read: {error}") from error
-    if not isinstance(table, dict):
-        raise UsageError(f"{file}: tool.steelyard.plugins is {table!r}, not a table")
-    for key, names in table.items():
-        if key not in ("disabled", "allowed"):
-            raise UsageError(f"{file}: unknown key {key!r} in tool.steelyard.plugins{nearest(key, ('disabled', 'allowed'))}")
-        if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
-            raise UsageError(f"{file}: tool.steelyard.plugins.{key} is {names!r}, not a list of names")
-    return file, table

@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,8 @@ import pluggy
 
 from steelyard import events, hookspecs, specs
 from steelyard.errors import PluginError, SteelyardError, UsageError, nearest
-from steelyard.plugin_loading import FAMILIES, distribution_of, load_entry_point, location, normal, project_lists, source_text
+from steelyard.plugin_loading import FAMILIES, load_entry_point, location, source_text
+from steelyard.plugin_selection import distribution_of, entry_point_order, normal, reasons_to_leave_out
 
 __all__ = ["ENTRY_POINT_GROUP", "FAMILIES", "AnySpec", "PluginInfo", "Registry", "Status", "load_registry"]
 
@@ -84,7 +85,7 @@ class Registry:
 
     plugins: tuple[PluginInfo, ...]
     hook: Any
-    """The hooks as pluggy calls them; for the resolver hooks."""
+    """The hooks as pluggy calls them (resolvers)."""
     disabled: tuple[str, ...] = ()
     """The names given on the command line, to be handed on to worker processes."""
     _entries: Mapping[str, Mapping[str, tuple[tuple[PluginInfo, Any], ...]]] = field(default_factory=dict, repr=False)
@@ -117,11 +118,7 @@ class Registry:
 
     def owner(self, spec: AnySpec) -> PluginInfo:
         """The plugin that contributed a descriptor."""
-        for names in self._entries.values():
-            for info, known in names.get(spec.name, ()):
-                if known is spec or known == spec:
-                    return info
-        raise KeyError(f"{spec!r} is not of this registry")
+        return next(info for names in self._entries.values() for info, known in names.get(spec.name, ()) if known == spec)
 
     def load(self, spec: specs.Spec | specs.CommandSpec) -> Any:
         """The implementation a descriptor names; :class:`PluginError` naming its plugin when it cannot be imported."""
@@ -198,17 +195,17 @@ def load_registry(
     """Discovers and loads every plugin of this environment.
 
     ``disabled`` (the command line's ``--no-plugin``), the comma-separated ``STEELYARD_DISABLE_PLUGINS`` of ``environ`` and
-    ``plugins.disabled`` under ``[tool.steelyard]`` in the pyproject.toml of ``project`` (default: the nearest one upwards from the
-    current folder) add up; they name plugins by entry point or by distribution. ``allowed``, or else the project's
+    ``plugins.disabled`` under ``[tool.steelyard]`` in the nearest pyproject.toml upwards from ``project`` (default: the current
+    folder) add up; they name plugins by entry point or by distribution. ``allowed``, or else the project's
     ``plugins.allowed``, leaves out every other plugin that is not one of Steelyard's own. Raises :class:`UsageError` for a name in
     ``disabled`` that no plugin has, and for a project file that cannot be read; a faulty plugin raises nothing."""
     disabled = tuple(disabled)
-    found = sorted(entry_points(group=ENTRY_POINT_GROUP), key=_order)
+    found = sorted(entry_points(group=ENTRY_POINT_GROUP), key=entry_point_order)
     known = {name for entry in found for name in (entry.name, distribution_of(entry)[0])}
     for name in disabled:
         if normal(name) not in map(normal, known):
             raise UsageError(f"--no-plugin {name!r}: no such plugin{nearest(name, known)}")
-    why_off = _reasons_to_leave_out(disabled, allowed, environ, project)
+    why_off = reasons_to_leave_out(disabled, allowed, environ, project)
     manager = pluggy.PluginManager(ENTRY_POINT_GROUP)
     manager.add_hookspecs(hookspecs)
     infos: dict[str, PluginInfo] = {}
@@ -230,34 +227,6 @@ def load_registry(
     _mark_conflicts(infos, taken)
     entries = {f: {n: tuple((infos[k], s) for k, s in t) for n, t in names.items()} for f, names in taken.items()}
     return Registry(tuple(infos.values()), manager.hook, disabled, entries, infos)
-
-
-def _order(entry: EntryPoint) -> tuple[bool, str, str]:
-    """Steelyard's own plugins first, then by distribution and name: the same order on every machine."""
-    distribution = normal(distribution_of(entry)[0])
-    return distribution != "steelyard", distribution, entry.name
-
-
-def _reasons_to_leave_out(
-    disabled: Iterable[str], allowed: Iterable[str] | None, environ: Mapping[str, str], project: Path | None
-) -> Callable[[EntryPoint], str]:
-    file, told = project_lists(project)
-    off = {normal(n): f"disabled by plugins.disabled in {file}" for n in told.get("disabled", ())}
-    off |= {normal(n): "disabled by STEELYARD_DISABLE_PLUGINS" for n in environ.get("STEELYARD_DISABLE_PLUGINS", "").split(",")}
-    off |= {normal(n): "disabled by --no-plugin" for n in disabled}
-    only = allowed if allowed is not None else told.get("allowed")
-    keep = None if only is None else {normal(n) for n in only}
-    where = "" if allowed is not None else f" of {file}"
-
-    def reason(entry: EntryPoint) -> str:
-        distribution = normal(distribution_of(entry)[0])
-        names = {normal(entry.name), distribution}
-        listed = next((off[name] for name in sorted(names) if name in off), "")
-        if listed or keep is None or distribution == "steelyard" or names & keep:
-            return listed
-        return f"not in plugins.allowed{where}"
-
-    return reason
 
 
 def _mark_conflicts(infos: dict[str, PluginInfo], taken: Mapping[str, Mapping[str, Sequence[tuple[str, Any]]]]) -> None:

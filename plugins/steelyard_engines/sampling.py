@@ -12,9 +12,9 @@ from torch import Tensor
 
 __all__ = ["NoiseTable", "TokenChooser", "exponential_noise"]
 
-_LOW32 = 0xFFFFFFFF
 _GOLDEN = 0x9E3779B97F4A7C15
-_TOP_P_CANDIDATES = 1024
+_BLOCK = 2**16
+_TOP_P_CANDIDATES = 256
 
 
 def _signed(value: int, bits: int) -> int:
@@ -57,12 +57,18 @@ def exponential_noise(seeds: Tensor, position: int, table: NoiseTable) -> Tensor
     well as tokens are told apart by all their bits.
     """
     key = _mix64(_mix64(seeds) + _signed((position + 1) * _GOLDEN, 64))
-    low, high = key.to(torch.int32), (key >> 32).to(torch.int32)
-    words = _mix32_(table.words.unsqueeze(0) ^ low.unsqueeze(1))
-    words = _mix32_(words.bitwise_xor_(high.unsqueeze(1)))
-    # u in (0, 1); -log1p(-u) keeps full relative precision where it matters, at small u. The clamp keeps u = 1 (rounding) finite.
-    uniform = words.to(torch.float32).add_(2.0**31 + 0.5).mul_(2.0**-32)
-    return uniform.neg_().log1p_().neg_().clamp_(min=2.0**-33, max=40.0)
+    low, high = key.to(torch.int32).unsqueeze(1), (key >> 32).to(torch.int32).unsqueeze(1)
+    noise = torch.empty(len(seeds), len(table.words), device=seeds.device)
+    # In blocks that stay in a CPU's cache: a hash of this many passes over the whole array would wait for memory in each.
+    rows = max(1, (_BLOCK if seeds.device.type == "cpu" else noise.numel()) // len(table.words))
+    for start in range(0, len(seeds), rows):
+        block = slice(start, start + rows)
+        words = _mix32_(table.words ^ low[block])
+        words = _mix32_(words.bitwise_xor_(high[block])).bitwise_and_(0x7FFFFFFF)
+        # u in (0, 1]; -log1p(-u) has full relative precision where it matters, at small u. The clamp keeps u = 1 (by rounding) finite.
+        uniform = noise[block].copy_(words).add_(0.5).mul_(2.0**-31)
+        uniform.neg_().log1p_().neg_().clamp_(max=40.0)
+    return noise
 
 
 class TokenChooser:
@@ -114,15 +120,23 @@ def truncate(logits: Tensor, *, top_k: int, top_p: float) -> Tensor:
 
 
 def _nucleus(logits: Tensor, top_p: float) -> Tensor:
-    """Mask of the tokens that top-p keeps. The most probable thousand nearly always suffice, and spare sorting the vocabulary."""
+    """Mask of the tokens that top-p keeps. The few hundred most probable ones nearly always suffice, and spare sorting the vocabulary."""
     total = logits.logsumexp(dim=-1, keepdim=True)
     count = min(_TOP_P_CANDIDATES, logits.shape[1])
     values, order = logits.topk(count, dim=-1)
     mass = (values - total).exp().cumsum(dim=-1)
-    if count < logits.shape[1] and bool((mass[:, -1] < top_p).any()):
-        values, order = logits.sort(dim=-1, descending=True, stable=True)
-        mass = (values - total).exp().cumsum(dim=-1)
+    kept = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, order, _before(mass, top_p))
+    if count < logits.shape[1]:
+        wide = (mass[:, -1] < top_p).nonzero().squeeze(1)
+        if len(wide):
+            values, order = logits[wide].sort(dim=-1, descending=True, stable=True)
+            mass = (values - total[wide]).exp().cumsum(dim=-1)
+            kept[wide] = torch.zeros_like(kept[wide]).scatter_(1, order, _before(mass, top_p))
+    return kept
+
+
+def _before(mass: Tensor, top_p: float) -> Tensor:
+    """Which tokens, in order of falling probability, have less than ``top_p`` in front of them; the first always."""
     kept = torch.ones_like(mass, dtype=torch.bool)
     kept[:, 1:] = mass[:, :-1] < top_p
-    kept &= values > -torch.inf
-    return torch.zeros_like(logits, dtype=torch.bool).scatter_(1, order, kept)
+    return kept

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+
 from steelyard.errors import DataError, UsageError
 from steelyard_torch.encoding import EncodedRow
 
@@ -86,7 +87,8 @@ class StepSampler:
         for name, value in self._identity().items():
             if state.get(name) != value:
                 raise DataError(
-                    f"the checkpoint's data position has {name} {state.get(name)!r}, this run has {value!r}; going on would skip or replay rows"
+                    f"the checkpoint's data position has {name} {state.get(name)!r}, this run has {value!r}; "
+                    "going on would skip or replay rows"
                 )
         return int(state["step"])
 
@@ -163,9 +165,7 @@ class MicroBatch:
         return self.input_ids.numel()
 
 
-def micro_batches(
-    rows: Sequence[EncodedRow], *, token_budget: int, pad_id: int, device: str | torch.device = "cpu"
-) -> list[MicroBatch]:
+def micro_batches(rows: Sequence[EncodedRow], *, token_budget: int, pad_id: int, device: str | torch.device = "cpu") -> list[MicroBatch]:
     """Cut a step's rows into micro-batches of at most ``token_budget`` tokens with padding, longest rows first.
 
     A row longer than the budget is a micro-batch of its own. The cut does not change a step's loss, only its memory and speed.
@@ -222,5 +222,7 @@ def gather_targets(batch: MicroBatch, values: Sequence[torch.Tensor]) -> torch.T
     """
     gathered = torch.cat([values[i] for i in batch.order]) if batch.order else torch.empty(0)
     if len(gathered) != len(batch.target_ids):
-        raise DataError(f"{len(gathered)} values were kept for {len(batch.target_ids)} trained tokens; they are of other rows or another mask")
+        raise DataError(
+            f"{len(gathered)} values were kept for {len(batch.target_ids)} trained tokens; they are of other rows or another mask"
+        )
     return gathered.to(batch.input_ids.device)

@@ -11,8 +11,9 @@ from typing import Literal
 
 import numpy as np
 import torch
-from steelyard.errors import ModelError, UsageError
 from transformers import PreTrainedModel
+
+from steelyard.errors import ModelError, UsageError
 
 __all__ = ["Precision", "Runtime", "seed_everything", "set_gradient_checkpointing", "setup_runtime"]
 
@@ -86,9 +87,9 @@ def set_gradient_checkpointing(model: PreTrainedModel, enabled: bool) -> None:
     """
     if not enabled:
         if model.is_gradient_checkpointing:
-            model.gradient_checkpointing_disable()
+            model.gradient_checkpointing_disable()  # type: ignore[no-untyped-call]
         return
     if not model.supports_gradient_checkpointing:
         raise ModelError(f"{type(model).__name__} does not support gradient checkpointing; turn it off in the recipe")
     # The re-entrant form ignores the RNG of autocast regions and needs inputs that require gradients.
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[no-untyped-call]

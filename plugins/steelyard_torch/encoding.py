@@ -9,14 +9,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from steelyard.errors import DataError, ModelError
-from steelyard_torch.templates import as_dicts, render, render_with_spans
 from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
+
+from steelyard.errors import DataError, ModelError
+from steelyard_torch.templates import as_dicts, render, render_with_spans
 
 __all__ = [
     "EncodedChats",
@@ -36,6 +37,8 @@ __all__ = [
 
 OnTooLong = Literal["truncate", "drop", "refuse"]
 TrainedTurns = Literal["all", "last"]
+
+_T = TypeVar("_T")
 
 _BATCH = 512
 _LONGEST_SHARE_OF_STRADDLED_SPANS = 0.5
@@ -102,7 +105,11 @@ class EncodingStats:
     def describe(self) -> str:
         """One line for people."""
         line = f"{self.rows:,} of {self.rows_in:,} rows, {self.tokens:,} tokens, {self.trained_share:.1%} of them trained"
-        told = {"truncated": self.truncated, "too long and dropped": self.dropped_too_long, "without an answer left": self.dropped_untrained}
+        told = {
+            "truncated": self.truncated,
+            "dropped as too long": self.dropped_too_long,
+            "dropped without an answer left": self.dropped_untrained,
+        }
         return line + "".join(f"; {count:,} {what}" for what, count in told.items() if count)
 
 
@@ -178,18 +185,25 @@ def encode_texts(
     max_length: int,
     on_too_long: OnTooLong = "truncate",
     train_prompt: bool = False,
+    end_token: bool = True,
 ) -> EncodedChats:
-    """Encode (prompt, answer) texts without a template, for pre-training; the answer and an end token are trained.
+    """Encode (prompt, answer) texts without a template, for pre-training; the answer is trained.
 
     A tokenizer that puts a BOS before plain text by itself does so here, since that is what the model will meet when it is prompted with
     plain text.
+
+    Args:
+        rows: a prompt may be empty.
+        max_length, on_too_long: as in :func:`encode_chats`.
+        train_prompt: train the prompt too.
+        end_token: put the tokenizer's end token behind the answer and train it. Without it the model goes on after an answer.
 
     Raises:
         DataError: as :func:`encode_chats`.
     """
     begin = bool(tokenizer.bos_token_id is not None and tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id)
     texts = (
-        (index, _Text(prompt + answer, [(0 if train_prompt else len(prompt), len(prompt) + len(answer))], end=True, begin=begin))
+        (index, _Text(prompt + answer, [(0 if train_prompt else len(prompt), len(prompt) + len(answer))], end=end_token, begin=begin))
         for index, (prompt, answer) in enumerate(rows)
     )
     return _encode_rows(tokenizer, texts, max_length=max_length, on_too_long=on_too_long)
@@ -273,7 +287,10 @@ def _fit(rows: list[EncodedRow], stats: EncodingStats, *, max_length: int, on_to
     longest = max(len(row) for row in rows)
     if longest > max_length:
         if on_too_long == "refuse":
-            raise DataError(f"row {rows[0].index} has {longest} tokens, over max_length {max_length}; raise it, or set on_too_long to 'truncate' or 'drop'")
+            raise DataError(
+                f"row {rows[0].index} has {longest} tokens, over max_length {max_length}; "
+                "raise it, or set on_too_long to 'truncate' or 'drop'"
+            )
         if on_too_long == "drop":
             stats.dropped_too_long += 1
             return None
@@ -291,14 +308,14 @@ def _fit(rows: list[EncodedRow], stats: EncodingStats, *, max_length: int, on_to
 def _check_trained(stats: EncodingStats) -> None:
     if stats.straddled_spans > _LONGEST_SHARE_OF_STRADDLED_SPANS * stats.spans:
         raise ModelError(
-            f"in {stats.straddled_spans} of {stats.spans} assistant turns the first token also covers the end of the header before it, so the "
-            "model would be prompted otherwise than it is trained; let the header of the chat template end where a token ends (for example, "
-            "with a newline instead of a space)"
+            f"in {stats.straddled_spans} of {stats.spans} assistant turns the first token also covers the end of the header before it, so "
+            "the model would be prompted otherwise than it is trained; let the header of the chat template end where a token ends (for "
+            "example, with a newline instead of a space)"
         )
     if stats.trained_tokens == 0:
         raise DataError(
-            f"0 of {stats.rows_in} rows have a token to train ({stats.dropped_too_long} too long and dropped, {stats.dropped_untrained} without "
-            "an assistant answer within max_length); check the columns, max_length and the chat template"
+            f"0 of {stats.rows_in} rows have a token to train ({stats.dropped_too_long} dropped as too long, {stats.dropped_untrained} "
+            "without an assistant answer within max_length); check the columns, max_length and the chat template"
         )
 
 
@@ -316,7 +333,7 @@ def _join(prompt: Sequence[Any], completion: Sequence[Any], index: int) -> list[
     return before + after
 
 
-def _chunks[T](items: Iterable[T]) -> Iterator[list[T]]:
+def _chunks(items: Iterable[_T]) -> Iterator[list[_T]]:
     iterator = iter(items)
     while chunk := list(itertools.islice(iterator, _BATCH)):
         yield chunk

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from steelyard_torch.batching import MicroBatch
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-__all__ = ["TokenScores", "has_separate_head", "split_by_row", "sum_by_row", "token_logprobs"]
+from steelyard_torch.batching import MicroBatch
+
+__all__ = ["TokenScores", "has_separate_head", "output_layer", "split_by_row", "sum_by_row", "token_logprobs"]
 
 _SEPARABLE: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
 
@@ -61,6 +62,12 @@ def has_separate_head(model: PreTrainedModel) -> bool:
     return _SEPARABLE[model]
 
 
+def output_layer(model: PreTrainedModel) -> torch.nn.Linear | None:
+    """The LM head, or ``None`` where it is not a linear layer."""
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    return head if isinstance(head, torch.nn.Linear) else None
+
+
 def sum_by_row(values: torch.Tensor, rows: torch.Tensor, n_rows: int) -> torch.Tensor:
     """Sums (n_rows,) of the values (N,) of each row; 0 for a row without any."""
     return values.new_zeros(n_rows).index_add(0, rows, values)
@@ -78,19 +85,28 @@ def _apply_head(
     def score(states: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         return _score(_logits(model, states), ids, temperature, entropy)
 
-    size = max(1, max_logits // model.get_output_embeddings().weight.shape[0])
+    size = max(1, max_logits // _head(model).weight.shape[0])
     if len(hidden) <= size:
         return score(hidden, targets)
-    parts = []
-    for states, ids in zip(hidden.split(size), targets.split(size), strict=True):
-        parts.append(checkpoint(score, states, ids, use_reentrant=False) if torch.is_grad_enabled() else score(states, ids))
-    logprobs = torch.cat([part[0] for part in parts])
-    return logprobs, torch.cat([part[1] for part in parts]) if entropy else None
+    logprobs: list[torch.Tensor] = []
+    entropies: list[torch.Tensor] = []
+    for states, ids in zip(torch.split(hidden, size), torch.split(targets, size), strict=True):
+        part = checkpoint(score, states, ids, use_reentrant=False) if torch.is_grad_enabled() else score(states, ids)
+        logprobs.append(part[0])
+        if part[1] is not None:
+            entropies.append(part[1])
+    return torch.cat(logprobs), torch.cat(entropies) if entropy else None
+
+
+def _head(model: PreTrainedModel) -> torch.nn.Linear:
+    head = output_layer(model)
+    assert head is not None
+    return head
 
 
 def _logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
     """The LM head, with the scaling that some architectures put behind it."""
-    logits = model.get_output_embeddings()(hidden)
+    logits: torch.Tensor = _head(model)(hidden)
     config = model.config.get_text_config()
     if (scale := getattr(config, "logit_scale", None)) is not None:  # Cohere
         logits = logits * scale
@@ -98,12 +114,10 @@ def _logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
         logits = logits / divisor
     if (cap := getattr(config, "final_logit_softcapping", None)) is not None:  # Gemma 2
         logits = torch.tanh(logits / cap) * cap
-    return logits  # type: ignore[no-any-return]
+    return logits
 
 
-def _score(
-    logits: torch.Tensor, targets: torch.Tensor, temperature: float, entropy: bool
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _score(logits: torch.Tensor, targets: torch.Tensor, temperature: float, entropy: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
     logits = logits.float()
     if temperature != 1.0:
         logits = logits / temperature
@@ -122,11 +136,11 @@ def _attention_mask(batch: MicroBatch) -> torch.Tensor | None:
 
 @torch.no_grad()
 def _try_separate_head(model: PreTrainedModel) -> bool:
-    head = model.get_output_embeddings()
-    if model.base_model is model or not isinstance(head, torch.nn.Linear):
+    head = output_layer(model)
+    if model.base_model is model or head is None:
         return False
     was_training = model.training
-    model.eval()
+    model.train(False)
     try:
         ids = (torch.arange(8, device=head.weight.device) % head.weight.shape[0])[None]
         with torch.autocast(head.weight.device.type, enabled=False):

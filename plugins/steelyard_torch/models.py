@@ -6,14 +6,16 @@ import hashlib
 import json
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from steelyard.errors import ModelError, StorageError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging as transformers_logging
+
+from steelyard.errors import ModelError, StorageError
+from steelyard.run.durable import storage_problem
 
 __all__ = [
     "PICKLE_SUFFIXES",
@@ -32,7 +34,7 @@ PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _HASH_CHUNK_BYTES = 1 << 24
 
 # A run draws its own progress; bars for each loaded folder would tear it.
-transformers_logging.disable_progress_bar()
+transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def remote_code_allowed(name: str, allow_remote_code: bool | Collection[str]) -> bool:
@@ -40,9 +42,7 @@ def remote_code_allowed(name: str, allow_remote_code: bool | Collection[str]) ->
     return allow_remote_code if isinstance(allow_remote_code, bool) else name in allow_remote_code
 
 
-def check_model_folder(
-    folder: str | Path, *, allow_remote_code: bool | Collection[str] = False, name: str | None = None
-) -> None:
+def check_model_folder(folder: str | Path, *, allow_remote_code: bool | Collection[str] = False, name: str | None = None) -> None:
     """Refuse a folder whose loading would run someone's code: pickled weights, or Python that comes with the model.
 
     Args:
@@ -62,15 +62,16 @@ def check_model_folder(
         pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
         if pickles:
             raise ModelError(
-                f"model folder {str(folder)!r} holds its weights only as pickle ({', '.join(pickles[:3])}), and unpickling runs code from "
-                "the file; convert it to safetensors in a place you can throw away, for example "
-                f"`python -c \"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{folder}').save_pretrained('OUT')\"`, "
+                f"model folder {str(folder)!r} holds its weights only as pickle ({', '.join(pickles[:3])}), and unpickling runs code "
+                "from the file; convert it to safetensors in a place you can throw away, for example "
+                '`python -c "from transformers import AutoModelForCausalLM as M; '
+                f"M.from_pretrained('{folder}').save_pretrained('OUT')\"`, "
                 "or use a revision that has model.safetensors"
             )
         raise ModelError(f"model folder {str(folder)!r} has no *.safetensors file")
     if "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING and not remote_code_allowed(name, allow_remote_code):
         raise ModelError(
-            f"model {name!r} (model_type {config.get('model_type')!r}) brings its own Python code, which is off by default; read that code, "
+            f"model {name!r} (model_type {config.get('model_type')!r}) brings its own Python code, which is off by default; read it, "
             f"then allow it by name: allow_remote_code: [{name!r}]"
         )
 
@@ -99,7 +100,7 @@ def load_model(
     check_model_folder(folder, allow_remote_code=allow_remote_code)
     options: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
     try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
             use_safetensors=True,
@@ -112,13 +113,16 @@ def load_model(
         raise ModelError(f"model folder {str(folder)!r} has a torn or invalid safetensors file: {error}") from error
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         raise ModelError(f"model folder {str(folder)!r} cannot be loaded: {error}") from error
+    model: PreTrainedModel
+    model, loading = loaded
     for problem in ("missing_keys", "mismatched_keys", "unexpected_keys"):
         if loading[problem]:
             shown = ", ".join(str(key) for key in sorted(loading[problem], key=str)[:4])
             raise ModelError(f"model folder {str(folder)!r} does not fit {type(model).__name__}: {problem.replace('_', ' ')} {shown}")
     check_finite(model, f"model folder {str(folder)!r}")
-    model.eval()
-    return model.to(device)  # type: ignore[no-any-return]
+    model.train(False)
+    cast("torch.nn.Module", model).to(device)
+    return model
 
 
 def load_tokenizer(folder: str | Path, *, allow_remote_code: bool | Collection[str] = False) -> PreTrainedTokenizerFast:
@@ -131,7 +135,7 @@ def load_tokenizer(folder: str | Path, *, allow_remote_code: bool | Collection[s
     if not folder.is_dir():
         raise ModelError(f"model folder {str(folder)!r} does not exist")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
+        tokenizer: Any = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=remote_code_allowed(str(folder), allow_remote_code)
         )
     except (ValueError, OSError, ImportError, KeyError) as error:
@@ -162,9 +166,7 @@ def check_pad_token(tokenizer: PreTrainedTokenizerFast, *, where: str) -> None:
         )
 
 
-def save_model(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: str | Path, *, dtype: torch.dtype | None = None
-) -> None:
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
     """Write a plain Hugging Face folder: safetensors, config, generation config, tokenizer, chat template.
 
     Args:
@@ -192,10 +194,8 @@ def save_model(
         model.config.dtype = dtype or model.dtype
         model.save_pretrained(folder, state_dict=state)
         tokenizer.save_pretrained(folder)
-    except OSError as error:
-        raise StorageError(f"cannot write the model to {str(folder)!r}: {error}") from error
-    except SafetensorError as error:  # what safetensors raises for a full disk
-        raise StorageError(f"cannot write the model to {str(folder)!r}: {error}") from error
+    except (OSError, SafetensorError) as error:  # the latter is how safetensors reports a full disk
+        raise storage_problem(error, folder) or StorageError(f"cannot write the model to {str(folder)!r}: {error}") from error
     finally:
         model.config.dtype = saved_dtype
 
@@ -206,7 +206,7 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast)
     Raises:
         ModelError: with both sizes.
     """
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = cast("torch.nn.Embedding", model.get_input_embeddings()).weight.shape[0]
     highest = max(tokenizer.get_vocab().values())
     if highest >= rows:
         raise ModelError(
@@ -246,7 +246,7 @@ def weights_sha256(folder: str | Path) -> str:
                 place.update(dict.fromkeys(opened.keys(), file))
         handles = {file: safe_open(file, framework="pt") for file in files}
         for name in sorted(place):
-            tensor = handles[place[name]].get_tensor(name)
+            tensor = handles[place[name]].get_tensor(name)  # type: ignore[no-untyped-call]
             digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
             flat = tensor.contiguous().reshape(-1).view(torch.uint8)
             for start in range(0, flat.numel(), _HASH_CHUNK_BYTES):

@@ -14,14 +14,16 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 from jinja2 import Environment, TemplateError, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from steelyard.errors import DataError, ModelError, nearest
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
+
+from steelyard.errors import DataError, ModelError, nearest
 
 __all__ = [
     "TEMPLATES",
@@ -75,7 +77,18 @@ _PLAIN = (
     "{%- if add_generation_prompt -%}{{ 'Assistant:\n' }}{%- endif -%}"
 )
 
-TEMPLATES: dict[str, str] = {"chatml": _CHATML, "plain": _PLAIN, "tulu": _TULU}
+# Markers alone, for tiny models whose tokenizer has each marker as one token: no character is spent on layout.
+_COMPACT = (
+    "{%- for message in messages -%}"
+    "{%- if message['role'] in ('system', 'user') -%}{{ '<|' + message['role'] + '|>' + message['content'] }}"
+    "{%- elif message['role'] == 'assistant' -%}{{ '<|assistant|>' }}"
+    "{%- generation -%}{{ message['content'] + eos_token }}{%- endgeneration -%}"
+    "{%- else -%}{{ raise_exception('unknown role ' + message['role']) }}{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<|assistant|>' }}{%- endif -%}"
+)
+
+TEMPLATES: dict[str, str] = {"chatml": _CHATML, "compact": _COMPACT, "plain": _PLAIN, "tulu": _TULU}
 """The built-in chat templates by name."""
 
 # Private-use characters: no template trims, splits on or escapes them, and no text of a dataset is expected to hold them.
@@ -92,16 +105,23 @@ class RenderedChat:
 
 
 def resolve_template(name_or_source: str) -> str:
-    """The Jinja source of a built-in template, or the argument itself when it is Jinja source.
+    """The Jinja source of a built-in template, of a ``.jinja`` file, or the argument itself when it is Jinja source.
 
     Raises:
-        ModelError: neither.
+        ModelError: none of them.
     """
     if name_or_source in TEMPLATES:
         return TEMPLATES[name_or_source]
+    if name_or_source.endswith(".jinja"):
+        try:
+            return Path(name_or_source).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ModelError(f"chat template file {name_or_source!r} cannot be read: {error}") from error
     if "{%" in name_or_source or "{{" in name_or_source:
         return name_or_source
-    raise ModelError(f"unknown chat template {name_or_source!r}{nearest(name_or_source, TEMPLATES)}; Jinja source may stand there too")
+    raise ModelError(
+        f"unknown chat template {name_or_source!r}{nearest(name_or_source, TEMPLATES)}; a .jinja file or Jinja source may stand there too"
+    )
 
 
 def has_generation_spans(template: str) -> bool:
@@ -218,16 +238,18 @@ def _render(
     tokenizer: PreTrainedTokenizerFast, rows: list[dict[str, Any]], *, spans: bool, add_generation_prompt: bool = False
 ) -> tuple[str, list[tuple[int, int]]]:
     try:
-        texts, indices = render_jinja_template(
+        # The return annotation of transformers says `str`.
+        rendered: Any = render_jinja_template(
             [rows],
             chat_template=_template(tokenizer),
             return_assistant_tokens_mask=spans,
             add_generation_prompt=add_generation_prompt,
-            **tokenizer.special_tokens_map,
+            **cast("dict[str, Any]", tokenizer.special_tokens_map),
         )
     except TemplateError as error:
         roles = " ".join(row["role"] for row in rows)
         raise DataError(f"the chat template refuses a conversation of roles {roles!r}: {error}") from error
+    texts, indices = rendered
     return texts[0], list(indices[0]) if spans else []
 
 
@@ -248,8 +270,8 @@ def _check_blocks(template: str) -> None:
     for outer in tree.find_all((nodes.Macro, nodes.AssignBlock, nodes.FilterBlock, nodes.CallBlock)):
         if outer.find(nodes.Scope) is not None:
             raise ModelError(
-                "the chat template has its {% generation %} block inside a macro, set, filter or call block, where its place in the text is "
-                "not known; move the block to where the text is written"
+                "the chat template has its {% generation %} block inside a macro, set, filter or call block, where its place in the text "
+                "is not known; move the block to where the text is written"
             )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from steelyard_data.procedural import TASKS, VERBOSE_PREFIX, Split, canonical, generate, item_id, split_of
 
 SPLITS: tuple[Split, ...] = ("train", "dev", "tune", "unseen")
@@ -127,7 +128,8 @@ def test_items_do_not_depend_on_the_interpreters_hash_seed() -> None:
 def test_item_ids_and_splits_stay_as_they_are() -> None:
     """Recorded once: changing them would silently unpair saved item scores and mix the splits of shipped weights."""
     assert item_id("add", "add 34 + 51") == "add-3b9e9eb56835"
-    assert [split_of(f"add {number} + 51") for number in range(30, 40)] == "train train train tune train train train train train train".split()
+    prompts = ("add 30 + 51", "add 33 + 51", "sum 0 0 0", "sum 0 0 3", "reverse abc", "reverse abcd")
+    assert [split_of(prompt) for prompt in prompts] == ["train", "tune", "tune", "dev", "train", "dev"]
 
 
 def test_a_plain_row_is_a_line_in_two_parts() -> None:
@@ -203,9 +205,7 @@ def test_what_cannot_be_made_is_refused_by_name(arguments: tuple[Any, ...], comp
         list(generate(*arguments))
 
 
-@pytest.mark.parametrize(
-    "options", [{"verbose_share": 1.5}, {"long_share": -0.1}, {"form": "lines"}, {"long_share": 0.1, "split": "dev"}]
-)
+@pytest.mark.parametrize("options", [{"verbose_share": 1.5}, {"long_share": -0.1}, {"form": "lines"}, {"long_share": 0.1, "split": "dev"}])
 def test_wrong_options_are_refused(options: dict[str, Any]) -> None:
     split = options.pop("split", "train")
     with pytest.raises(ValueError, match=r"share|form"):

@@ -138,6 +138,9 @@ def _explain(error: BaseException, session: Session) -> int:
         case SteelyardError():
             talk(f"error: {error}")
             return int(error.exit_code)
+        case click.exceptions.NoArgsIsHelpError():
+            talk(error.format_message())
+            return ExitCode.USAGE
         case click.UsageError():
             where = f" (see `{error.ctx.command_path} --help`)" if error.ctx else ""
             talk(f"error: {_as_sentence(error.format_message())}{where}")

@@ -11,12 +11,12 @@ from steelyard.errors import DataError, UsageError
 
 __all__ = ["DocumentFile", "read_documents", "row_source", "row_texts"]
 
-_FACTS = frozenset({
-    "id", "uuid", "prompt_id", "source", "dataset", "verifier", "language", "license", "license_id", "model", "task", "split",
-    "created_at", "timestamp",
-})  # fmt: skip
-"""Top-level columns that say something about a row and are no text of it."""
-_MESSAGE_FACTS = frozenset({"role", "from", "type", "name", "id", "tool_call_id", "mime_type"})
+_LABELS = frozenset(
+    {"id", "uuid", "prompt_id", "source", "dataset", "verifier", "language", "license", "model", "split", "created_at", "timestamp"}
+)
+"""Top-level columns that say something about a row; no text of it unless they are longer than a label would be."""
+_LABEL_LENGTH = 64
+_MESSAGE_LABELS = frozenset({"role", "from", "type", "id", "tool_call_id"})
 """Keys inside messages and other nested values that are no text."""
 _BATCH = 4096
 
@@ -30,9 +30,13 @@ def row_texts(row: Mapping[str, Any]) -> list[str]:
     """
     found: dict[str, None] = {}
     for name, value in row.items():
-        if name not in _FACTS:
+        if not (name in _LABELS and _is_label(value)):
             _collect(value, found)
     return list(found)
+
+
+def _is_label(value: Any) -> bool:
+    return not isinstance(value, (str, Mapping, list, tuple)) or (isinstance(value, str) and 0 < len(value) <= _LABEL_LENGTH)
 
 
 def _collect(value: Any, found: dict[str, None]) -> None:
@@ -41,7 +45,7 @@ def _collect(value: Any, found: dict[str, None]) -> None:
             found[value] = None
     elif isinstance(value, Mapping):
         for key, inner in value.items():
-            if key not in _MESSAGE_FACTS:
+            if key not in _MESSAGE_LABELS:
                 _collect(inner, found)
     elif isinstance(value, (list, tuple)):
         for inner in value:
@@ -52,7 +56,7 @@ def row_source(row: Mapping[str, Any], default: str) -> str:
     """The dataset a row comes from: its ``source``, else its ``dataset`` (Tülu's column), else ``default``."""
     for name in ("source", "dataset"):
         value = row.get(name)
-        if isinstance(value, str) and value:
+        if isinstance(value, str) and _is_label(value):
             return value
     return default
 

@@ -72,7 +72,7 @@ class ItemTask:
         return self.items - self.unscannable
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class GramTable:
     """The grams of one length, sorted by hash; all gram contents differ."""
 
@@ -98,7 +98,7 @@ class GramTable:
         return positions[found], grams[found]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class ItemIndex:
     """The evaluation items of some suites, ready to be found. Made by :meth:`build`; never changed."""
 
@@ -158,6 +158,9 @@ class ItemIndex:
             tables=tables,
             whole_texts=_whole_texts(kept, fields),
         )
+
+    def __repr__(self) -> str:
+        return f"ItemIndex({len(self.items)} items of {', '.join(self.tasks)}; sha256={self.sha256[:12]!r}, {self.rule})"
 
     def fields_of(self, item: int) -> tuple[Field, ...]:
         return self.fields[self.first_field[item] : self.first_field[item + 1]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -102,7 +103,7 @@ def unique_items(values: Iterable[Mapping[str, Any] | ItemLike]) -> list[Item]:
     if not items:
         raise DataError("no evaluation items to decontaminate against; name a suite or a file that holds some")
     items.sort(key=lambda item: (item.task, str(item.id)))
-    for one, other in zip(items, items[1:], strict=False):
+    for one, other in pairwise(items):
         if (one.task, str(one.id)) == (other.task, str(other.id)):
             raise DataError(f"task {one.task!r} has two items with the id {one.id!r}; ids must differ")
     return items

@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steelyard.errors import GateRefusal, UsageError, nearest
-from steelyard.gate.items import Evaluation, load_evaluation
+from steelyard.gate.items import Evaluation
 from steelyard.gate.pairing import PairedTask, pair, pairing_problems
 from steelyard.gate.refusals import GateFacts, suite_problems
 from steelyard.gate.statistics import AverageDifference, Difference, average_difference, normal_cdf, paired_difference
-from steelyard.gate.weighing import NO_FACTS, Side, load_both
+from steelyard.gate.weighing import NO_FACTS, Side, load_both, load_side
 
 if TYPE_CHECKING:
     import numpy as np
@@ -110,8 +109,8 @@ def compare_evaluations(
 
 
 def compare_arms(
-    a: Sequence[Path | str],
-    b: Sequence[Path | str],
+    a: Sequence[Side],
+    b: Sequence[Side],
     *,
     confidence: float = 0.95,
     weights: Mapping[str, float] | None = None,
@@ -128,7 +127,7 @@ def compare_arms(
         raise UsageError(
             f"{len(a)} and {len(b)} seeds: comparing recipes takes at least 3 an arm; run more seeds, or compare two checkpoints"
         )
-    arms = [[load_evaluation(folder, score_ranges=facts.score_ranges) for folder in arm] for arm in (a, b)]
+    arms = [[load_side(side, facts) for side in arm] for arm in (a, b)]
     first = arms[0][0]
     reasons = [
         f"{other.folder}: {reason}"

@@ -45,9 +45,8 @@ class GuardPlan:
         items = "no number of items proves a margin of 0" if self.needed_items is None else f"it needs {self.needed_items:,} items"
         return (
             f"guard {self.task!r}: with {self.n:,} items an unchanged model passes the margin of "
-            f"{100 * self.margin:.4g} points only "
-            f"{100 * self.pass_if_unchanged:.1f} % of the time; {items}, or a margin of "
-            f"{_up(100 * self.needed_margin):.2f} points"
+            f"{100 * self.margin:.4g} points only {100 * self.pass_if_unchanged:.1f} % of the time; {items}, or a margin "
+            f"of {_up(100 * self.needed_margin):.2f} points"
         )
 
 
@@ -100,8 +99,8 @@ def plan_guards(
         raise GateRefusal(problems)
     shares = {name: discordance.get(name, 0.2) if isinstance(discordance, Mapping) else discordance for name in items}
     for name, share in shares.items():
-        if not 0 < share <= 1:
-            raise UsageError(f"discordance {share!r} of task {name!r} is not a share above 0 and up to 1")
+        if not (math.isfinite(share) and share > 0):
+            raise UsageError(f"discordance {share!r} of task {name!r} is not a number above 0")
     guards = tuple(
         _plan_guard(name, items[name], policy.margin(name) or 0.0, shares[name], policy.alpha, power) for name in policy.guarded(items)
     )

@@ -70,8 +70,8 @@ def half(evaluation: Evaluation, part: Literal["choose", "test"]) -> Evaluation:
 def _lopsided(evaluation: Evaluation) -> list[str]:
     halves = {part: set(half(evaluation, part).tasks) for part in ("choose", "test")}
     return [
-        f"task {task!r} has too few items or clusters to be halved: add items, or weigh each checkpoint at alpha / "
-        f"{{number of checkpoints}}"
+        f"task {task!r} has too few items or clusters to be halved: add items, or weigh each checkpoint with "
+        "`alpha_improve` divided by their number"
         for task in evaluation.tasks
         if any(task not in tasks for tasks in halves.values())
     ]

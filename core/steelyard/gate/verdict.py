@@ -120,12 +120,13 @@ def write_sentence(
     order = {"regression": 0, "inconclusive": 1, "non_inferior": 2}
     told = sorted(guards.items(), key=lambda guard: (order[str(guard[1].status)], guard[0]))
     items = sum(task.n for task in tasks.values())
-    parts = [
-        f"{decision}: over {_count(len(tasks), 'task')} and {_count(items, 'item')} {_average_clause(average, round_number, rounds)}",
-        f"guarded at one-sided {_percent(1 - alpha)}: " + ", ".join(_guard_clause(*guard) for guard in told)
-        if told
-        else "no task is guarded",
-    ]
+    over = f"over {_count(len(tasks), 'task')} and {_count(items, 'item')}"
+    parts = [f"{decision}: {over} {_average_clause(average, round_number, rounds)}"]
+    if told:
+        clauses = ", ".join(_guard_clause(*guard) for guard in told)
+        parts.append(f"guarded at one-sided {_percent(1 - alpha)}: {clauses}")
+    else:
+        parts.append("no task is guarded")
     if left_out:
         parts.append(f"{_count(left_out, 'item')} without a score on one side left out")
     return "; ".join(parts)
@@ -143,9 +144,8 @@ def _average_clause(average: AverageVerdict, round_number: int, rounds: int | No
         "inconclusive": f"lower bound {low}, upper bound {high}: neither improved nor worse is proven",
     }[average.status]
     return (
-        f"{change} (SE {100 * average.se:.2f}; one-sided {_percent(1 - average.alpha)} {bound}; alpha "
-        f"{average.alpha:.4g}, {turn}; "
-        f"P(improved) {average.p_improved:.4f})"
+        f"{change} (SE {100 * average.se:.2f}; one-sided {_percent(1 - average.alpha)} {bound}; "
+        f"alpha {average.alpha:.4g}, {turn}; P(improved) {average.p_improved:.4f})"
     )
 
 

@@ -13,7 +13,7 @@ from steelyard.gate.refusals import GateFacts, find_refusals
 from steelyard.gate.statistics import Difference, average_difference, paired_difference
 from steelyard.gate.verdict import AverageVerdict, TaskVerdict, Verdict, write_sentence
 
-__all__ = ["NO_FACTS", "load_both", "weigh"]
+__all__ = ["NO_FACTS", "Side", "load_both", "load_side", "weigh"]
 
 NO_FACTS = GateFacts()
 
@@ -69,13 +69,18 @@ def weigh(
     return verdict.with_objections(objections)
 
 
+def load_side(side: Side, facts: GateFacts = NO_FACTS) -> Evaluation:
+    """Reads an evaluation folder; one that has been read is taken as it is."""
+    return side if isinstance(side, Evaluation) else load_evaluation(side, score_ranges=facts.score_ranges)
+
+
 def load_both(champion: Side, challenger: Side, facts: GateFacts = NO_FACTS) -> tuple[Evaluation, Evaluation]:
     """Reads both sides; a refusal names the problems of both."""
     loaded: list[Evaluation] = []
     reasons: list[str] = []
     for side in (champion, challenger):
         try:
-            loaded.append(side if isinstance(side, Evaluation) else load_evaluation(side, score_ranges=facts.score_ranges))
+            loaded.append(load_side(side, facts))
         except GateRefusal as refusal:
             reasons += refusal.reasons
     if reasons:

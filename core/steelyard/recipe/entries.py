@@ -1,0 +1,310 @@
+"""The entries of a recipe that a plugin serves: ``kind`` names it, some keys are the recipe's, all others are the plugin's own.
+
+In a file and in JSON the plugin's keys stand beside the recipe's; in Python they are ``entry.options``, an instance of the plugin's
+pydantic model. Validation needs the registry, as ``context={"registry": registry, "base": folder}``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+from pydantic import (
+    BaseModel,
+    Field,
+    ModelWrapValidatorHandler,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
+    model_serializer,
+    model_validator,
+)
+
+from steelyard.errors import PluginError, SteelyardError, nearest
+from steelyard.plugins import Registry
+from steelyard.recipe.complaints import Complaints, complaints_in, keys_of, plain_words, shown
+from steelyard.recipe.section import Name, Section
+
+__all__ = [
+    "DataEntry",
+    "EngineEntry",
+    "Entry",
+    "LauncherEntry",
+    "ShaperEntry",
+    "SourceEntry",
+    "StageEntry",
+    "VerifierEntry",
+]
+
+ModelRef = str
+"""``champion``, ``base``, ``previous`` or ``stage:NAME``."""
+
+
+class Entry(Section):
+    """An entry that a plugin serves."""
+
+    family: ClassVar[str]
+    """The family of descriptors its kinds come from."""
+
+    kind: str
+    """The name of the plugin's contribution that serves this entry."""
+    options: Any = Field(default=None, repr=True)
+    """The plugin's own keys, validated by the plugin's model; None where it takes none."""
+
+    @classmethod
+    def own_keys(cls) -> list[str]:
+        """The keys that are the recipe's and not the plugin's."""
+        return [key for key in keys_of(cls) if key != "options"]
+
+    @classmethod
+    def with_kind(cls, common: dict[str, Any], spec: Any, options: Any, complaints: Complaints) -> dict[str, Any]:
+        """The recipe's keys with defaults that depend on the kind; complains about keys that the kind has no use for."""
+        return common
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _validate(cls, data: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Self:
+        if isinstance(data, cls):
+            return data
+        complaints = Complaints()
+        if not isinstance(data, Mapping):
+            complaints.add((), f"{cls.what} is {shown(data)}, not a mapping with a 'kind'")
+            raise complaints.to_error()
+        registry = _registry(info)
+        default = cls.model_fields["kind"].get_default()
+        data = {"kind": default, **data} if isinstance(default, str) else data
+        common = {key: value for key, value in data.items() if key in cls.own_keys()}
+        spec = cls._spec(data, registry, complaints)
+        if spec is None:
+            raise complaints.to_error()
+        rest = {key: value for key, value in data.items() if key not in common}
+        options = cls._options(spec, rest, registry, info, complaints)
+        complaints += plain_words(cls, common, cls.what)
+        common = cls.with_kind(common, spec, options, complaints)
+        try:
+            made = handler({**common, "options": options})
+        except ValidationError as error:
+            complaints += complaints_in(error, cls, common, f"{cls.what} of kind {spec.name!r}")
+        if complaints:
+            raise complaints.to_error()
+        return made
+
+    @classmethod
+    def _spec(cls, data: Mapping[str, Any], registry: Registry, complaints: Complaints) -> Any:
+        kind = data.get("kind")
+        kinds = [n for n, s in registry.all(cls.family).items() if not getattr(s, "hidden", False)]
+        if not isinstance(kind, str):
+            told = f"needs a 'kind'{nearest('', kinds)}" if kind is None else f"has the kind {shown(kind)}, not a text"
+            complaints.add(("kind",) if "kind" in data else (), f"{cls.what} {told}")
+            return None
+        try:
+            spec = registry.get(cls.family, kind)
+        except SteelyardError as error:
+            complaints.add(("kind",), str(error), of_plugin=isinstance(error, PluginError))
+            return None
+        if getattr(spec, "hidden", False):
+            complaints.add(("kind",), f"a recipe cannot place {kind!r} itself{nearest(kind, kinds)}")
+            return None
+        return spec
+
+    @classmethod
+    def _options(
+        cls, spec: Any, given: Mapping[str, Any], registry: Registry, info: ValidationInfo, complaints: Complaints
+    ) -> Any:
+        what = f"{cls.what} of kind {spec.name!r}"
+        if spec.config is None:
+            for key in given:
+                complaints.add((key,), f"unknown key {key!r} in {what}{nearest(key, cls.own_keys())}")
+            return None
+        model = _load_model(spec, registry)
+        keys = keys_of(model)
+        for key in sorted(set(keys) & set(cls.own_keys())):
+            who = registry.owner(spec)
+            complaints.add(
+                (),
+                f"the plugin {who.name!r} ({who.title}) gives {what} the key {key!r}, which the recipe itself uses: "
+                "its author must rename it",
+                of_plugin=True,
+            )
+        if model.model_config.get("extra") != "allow":
+            for key in given:
+                if key not in keys and key not in model.model_fields:
+                    complaints.add((key,), f"unknown key {key!r} in {what}{nearest(key, [*keys, *cls.own_keys()])}")
+            given = {key: value for key, value in given.items() if key in keys or key in model.model_fields}
+        complaints += plain_words(model, given, what)
+        try:
+            return model.model_validate(dict(given), context=info.context)
+        except ValidationError as error:
+            complaints += complaints_in(error, model, given, what)
+            return None
+
+    @model_serializer(mode="wrap")
+    def _flat(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        common: dict[str, Any] = handler(self)
+        common.pop("options", None)
+        if isinstance(self.options, BaseModel):
+            common |= self.options.model_dump(mode="json", by_alias=True)
+        return common
+
+
+class EngineEntry(Entry):
+    """What generates and scores text, for rollouts and for evaluation."""
+
+    family, what = "engines", "the engine"
+
+    kind: str = "transformers"
+    """The engine's name."""
+
+    def overridden(self, overrides: Mapping[str, Any], registry: Registry) -> EngineEntry:
+        """This engine with some of its keys changed; raises :class:`pydantic.ValidationError`."""
+        written = self.model_dump(mode="json", by_alias=True)
+        return EngineEntry.model_validate({**written, **overrides}, context={"registry": registry})
+
+
+class LauncherEntry(Entry):
+    """Where the process of a step runs."""
+
+    family, what = "launchers", "the launcher"
+
+    kind: str = "local"
+    """The launcher's name."""
+
+
+class VerifierEntry(Entry):
+    """Checks a completion against a reference; rows name it by its key under `verifiers`."""
+
+    family, what = "verifiers", "a verifier"
+
+    timeout_s: float = Field(default=10.0, gt=0)
+    """Wall-clock seconds for one completion, after which the outcome is `timeout`; the default is the verifier's own."""
+
+    @classmethod
+    def with_kind(cls, common: dict[str, Any], spec: Any, options: Any, complaints: Complaints) -> dict[str, Any]:
+        return {"timeout_s": spec.timeout_s, **common}
+
+
+class ShaperEntry(Entry):
+    """Changes rewards within a group; shapers run in the order of the list."""
+
+    family, what = "shapers", "a shaper"
+
+
+class SourceEntry(Entry):
+    """One place data comes from. At most one of `count`, `fraction`, `weight` and `epochs` says how much of it is taken."""
+
+    family, what = "sources", "a source"
+
+    name: str
+    """What reports call it; default: its dataset, or its kind."""
+    count: int | None = Field(default=None, ge=0)
+    """So many rows, repeated when there are fewer."""
+    fraction: float | None = Field(default=None, gt=0)
+    """This share of its rows."""
+    weight: float | None = Field(default=None, gt=0)
+    """This weight among the sources of the mix."""
+    epochs: float | None = Field(default=None, gt=0)
+    """Its rows so many times."""
+
+    @classmethod
+    def with_kind(cls, common: dict[str, Any], spec: Any, options: Any, complaints: Complaints) -> dict[str, Any]:
+        amounts = [key for key in ("count", "fraction", "weight", "epochs") if common.get(key) is not None]
+        if len(amounts) > 1:
+            complaints.add((amounts[1],), f"a source has {' and '.join(map(repr, amounts))}: give one of them")
+        dataset = getattr(options, "dataset", None)
+        return {"name": dataset if isinstance(dataset, str) else spec.name, **common}
+
+
+class DataEntry(Entry):
+    """A training dataset: a mixer, and the sources it mixes."""
+
+    family, what = "mixers", "a data entry"
+
+    sources: list[SourceEntry] = Field(default_factory=list)
+    """What is mixed."""
+    from_: ModelRef | None = Field(default=None, alias="from")
+    """The model it samples: `champion`, `base`, `previous` or `stage:NAME`; only for kinds that sample one."""
+    prompts: str | None = None
+    """The data entry whose rows are its prompts."""
+    verifiers: dict[Name, VerifierEntry] = Field(default_factory=dict)
+    """Verifiers by the name that rows use; beside the recipe's, and before them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _number_sources(cls, data: Any) -> Any:
+        """Sources that take their names from the same kind or dataset get numbers, so that each can be told from the others."""
+        sources = data.get("sources") if isinstance(data, Mapping) else None
+        if not isinstance(sources, Sequence):
+            return data
+        taken = {s["name"] for s in sources if isinstance(s, Mapping) and isinstance(s.get("name"), str)}
+        named = []
+        for source in sources:
+            if isinstance(source, Mapping) and "name" not in source:
+                called = next((v for k in ("dataset", "kind") if isinstance(v := source.get(k), str)), None)
+                name, number = called, 1
+                while name in taken:
+                    number += 1
+                    name = f"{called}-{number}"
+                if name is not None:
+                    taken.add(name)
+                    source = {**source, "name": name} if number > 1 else source
+            named.append(source)
+        return {**data, "sources": named}
+
+    @classmethod
+    def with_kind(cls, common: dict[str, Any], spec: Any, options: Any, complaints: Complaints) -> dict[str, Any]:
+        if spec.samples_model:
+            return {"from": "champion", **common}
+        if common.get("from") is not None:
+            complaints.add(("from",), f"a data entry of kind {spec.name!r} samples no model: take 'from' out")
+        return common
+
+
+class StageEntry(Entry):
+    """Makes a model from a model and data."""
+
+    family, what = "stages", "a stage"
+
+    name: Name
+    """What it is called; default: its kind."""
+    data: str | None = None
+    """The data entry it trains on."""
+    init: ModelRef = "champion"
+    """The model it starts from: `champion` (default of a round's first stage), `previous` (default of the later ones), `base`, or
+    `stage:NAME`."""
+    reference: str | None = None
+    """The reference model, for kinds that have one: `init` (the default), `champion`, `base`, `previous`, or `stage:NAME`."""
+    verifiers: dict[Name, VerifierEntry] = Field(default_factory=dict)
+    """Verifiers by the name that rows use; beside the recipe's, and before them."""
+    shapers: list[ShaperEntry] = Field(default_factory=list)
+    """What changes rewards within a group, in order."""
+    engine: dict[str, Any] = Field(default_factory=dict)
+    """Keys of the recipe's `engine` that are different in this stage."""
+
+    @classmethod
+    def with_kind(cls, common: dict[str, Any], spec: Any, options: Any, complaints: Complaints) -> dict[str, Any]:
+        common = {"name": spec.name, **common}
+        if spec.needs_reference and common.get("reference") is None:
+            common["reference"] = "init"
+        if not spec.needs_reference and common.get("reference") is not None:
+            complaints.add(("reference",), f"a stage of kind {spec.name!r} has no reference model: take 'reference' out")
+        if spec.data is None and common.get("data") is not None:
+            complaints.add(("data",), f"a stage of kind {spec.name!r} takes no data: take 'data' out")
+        if spec.data is not None and common.get("data") is None:
+            complaints.add((), f"a stage of kind {spec.name!r} needs 'data', the name of an entry of data")
+        return common
+
+
+def _registry(info: ValidationInfo) -> Registry:
+    registry = (info.context or {}).get("registry")
+    if registry is None:
+        raise TypeError("a recipe's entries are validated with context={'registry': registry}")
+    return registry  # type: ignore[no-any-return]
+
+
+def _load_model(spec: Any, registry: Registry) -> type[BaseModel]:
+    """The plugin's model; :class:`PluginError` when it cannot be imported, or is none."""
+    model = spec.config.load()
+    if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        who = registry.owner(spec)
+        raise PluginError(f"{spec.config.path!r} of {who.title} is {model!r}, not a pydantic model")
+    return model

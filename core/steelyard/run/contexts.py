@@ -1,0 +1,107 @@
+"""Builds what a step is given from its configuration: engines, verifiers, shapers, sources; and puts them away again."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from steelyard.errors import EngineError, UsageError, VerifierError
+from steelyard.protocols import Engine, EngineFactory, OpenedSource, Shaper, VerifierSet
+from steelyard.records import Completion, Verdict
+
+if TYPE_CHECKING:
+    from steelyard.plugins import Registry
+
+__all__ = ["configure", "make", "open_engines", "open_shapers", "open_sources", "open_step_verifiers"]
+
+
+def configure(registry: Registry, family: str, kind: str, options: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The descriptor and the validated configuration. Errors: :class:`UsageError` naming the first wrong option."""
+    from pydantic import ValidationError
+
+    spec = registry.get(family, kind)
+    try:
+        return spec, registry.configure(spec, options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise UsageError(f"{kind!r} ({family}): option {place!r}: {first['msg'].lower()}") from error
+
+
+def make(registry: Registry, family: str, kind: str, options: Mapping[str, Any], *arguments: Any) -> Any:
+    """The implementation, made from its configuration and ``arguments``."""
+    spec, config = configure(registry, family, kind, options)
+    return registry.load(spec)(config, *arguments)
+
+
+def open_engines(registry: Registry, entry: Mapping[str, Any] | None, model: Path, closing: ExitStack, *, why_none: str = "") -> EngineFactory:
+    """The engine factory of a context. Engines it made are closed with ``closing``. Without an entry it refuses, saying ``why_none``."""
+    return _Engines(registry, entry, model, closing, why_none)
+
+
+class _Engines:
+    def __init__(self, registry: Registry, entry: Mapping[str, Any] | None, model: Path, closing: ExitStack, why_none: str):
+        self._registry, self._entry, self._model, self._closing, self._why_none = registry, entry, model, closing, why_none
+
+    def __call__(self, model: Path | None = None, **overrides: Any) -> Engine:
+        if self._entry is None:
+            raise EngineError(self._why_none)
+        spec = self._registry.get("engines", self._entry["kind"])
+        implementation = self._registry.load(spec)
+        live, keys = _split(spec, implementation, overrides)
+        _, config = configure(self._registry, "engines", self._entry["kind"], {**self._entry["options"], **keys})
+        engine: Engine = implementation(config, model or self._model, **live)
+        self._closing.callback(engine.close)
+        return engine
+
+
+def _split(spec: Any, implementation: Callable[..., Any], overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Live objects that the engine itself takes, and keys of its configuration. A live module that an engine cannot share is left out."""
+    fields = set(spec.config.load().model_fields) if spec.config is not None else set()
+    takes = set(inspect.signature(implementation).parameters) - {"config"}
+    live = {name: value for name, value in overrides.items() if name not in fields and name in takes}
+    keys = {name: value for name, value in overrides.items() if name not in live and name != "module"}
+    return live, keys
+
+
+def open_step_verifiers(registry: Registry, entries: Mapping[str, Mapping[str, Any]], evidence: Path, closing: ExitStack) -> VerifierSet:
+    """The verifiers of a step, closed with ``closing``. What failed is kept in ``evidence``."""
+    if not entries:
+        return _NoVerifiers()
+    from steelyard.verify import open_verifiers
+
+    wanted = {name: (entry["kind"], entry["options"], entry.get("timeout_s")) for name, entry in entries.items()}
+    opened = open_verifiers(wanted, registry, evidence=evidence)
+    closing.callback(opened.close)
+    return opened
+
+
+class _NoVerifiers:
+    def names(self) -> Sequence[str]:
+        return ()
+
+    def verify(self, checks: Sequence[tuple[str, Completion, Any]]) -> list[Verdict]:
+        if checks:
+            raise VerifierError(f"no verifier {checks[0][0]!r}: the recipe gives this step none; name it under `verifiers`")
+        return []
+
+    def close(self) -> None:
+        pass
+
+
+def open_shapers(registry: Registry, entries: Sequence[Mapping[str, Any]]) -> list[Shaper]:
+    """The shapers of a stage, in the recipe's order."""
+    return [make(registry, "shapers", entry["kind"], entry["options"]) for entry in entries]
+
+
+def open_sources(registry: Registry, entries: Sequence[Mapping[str, Any]], recipe_dir: Path) -> list[OpenedSource]:
+    """The sources of a data entry, in the recipe's order; relative paths start at ``recipe_dir``."""
+    opened = []
+    for entry in entries:
+        source = make(registry, "sources", entry["kind"], entry["options"], recipe_dir)
+        shares = {name: entry.get(name) for name in ("count", "fraction", "weight", "epochs")}
+        opened.append(OpenedSource(name=entry["name"], source=source, **shares))
+    return opened

@@ -1,0 +1,67 @@
+"""Configuration of the reinforcement-learning stages."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from steelyard_torch.config import TrainingOptions
+
+__all__ = ["GrpoConfig"]
+
+
+class GrpoConfig(TrainingOptions):
+    schedule: Literal["linear", "cosine", "constant"] = "constant"
+    """How the learning rate falls after warm-up."""
+    steps: int = Field(gt=0)
+    """Rollout steps: each samples, verifies and trains once."""
+    prompts_per_step: int = Field(default=16, gt=0)
+    """Prompts whose groups are trained on in a rollout step."""
+    samples_per_prompt: int = Field(default=8, ge=2)
+    """Answers in a group (G)."""
+    max_new_tokens: int = Field(default=1024, gt=0)
+    max_prompt_length: int = Field(default=2048, gt=0)
+    """Prompts of more tokens are left out, and counted."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Of sampling, and of the log-probabilities that are trained. There is no top-p or top-k here: a truncated distribution that the
+    trainer does not share would bias every ratio."""
+    minibatches: int = Field(default=1, gt=0)
+    """Optimiser steps on the rollouts of one rollout step."""
+    clip_low: float = Field(default=0.2, gt=0, le=1)
+    """How far below 1 the ratio of new to old probability still earns."""
+    clip_high: float = Field(default=0.2, gt=0)
+    """How far above 1 it does; 0.28 is DAPO's."""
+    loss_reduction: Literal["sequence_mean", "token_mean", "constant"] = "sequence_mean"
+    """Mean over sequences of token means (GRPO); mean over the tokens of the optimiser step (DAPO); token sums over a constant
+    length (Dr. GRPO)."""
+    constant_length: int | None = Field(default=None, gt=0)
+    """The length that `constant` divides by; `max_new_tokens` unless given."""
+    scale_by_std: bool = True
+    """Divide a group's centred rewards by their standard deviation; off for Dr. GRPO."""
+    std_ddof: Literal[0, 1] = 1
+    """Degrees of freedom taken off in that standard deviation."""
+    std_eps: float = Field(default=1e-6, ge=0)
+    """Added to that standard deviation."""
+    kl_coefficient: float = Field(default=0.0, ge=0)
+    """Weight of the KL divergence from the reference (estimator k3) in the loss; 0 loads no reference."""
+    reward_scale: float = Field(default=1.0, gt=0)
+    """The reward of full marks (Tülu 3: 10)."""
+    drop_without_signal: bool = True
+    """Leave out groups whose answers are all right or all wrong, judged by the verifier and not by shaped rewards."""
+    max_refills: float = Field(default=3.0, ge=0)
+    """Further prompts that may be sampled in a rollout step to replace such groups, as a multiple of `prompts_per_step`."""
+    max_empty_steps: int = Field(default=10, ge=1)
+    """Rollout steps in a row without any group to learn from before the stage stops."""
+    truncated: Literal["mask", "penalise", "keep"] = "mask"
+    """What becomes of answers cut off at `max_new_tokens`: no loss on them; a reward of `truncation_reward`; or nothing."""
+    truncation_reward: float = 0.0
+    """The reward of a cut-off answer under `penalise`."""
+    max_logprob_gap: float | None = Field(default=None, gt=0)
+    """Mean absolute difference between the engine's and the trainer's log-probabilities above which the stage stops."""
+
+    @model_validator(mode="after")
+    def _whole_minibatches(self) -> GrpoConfig:
+        if self.minibatches > self.prompts_per_step:
+            raise ValueError(f"minibatches {self.minibatches} is more than prompts_per_step {self.prompts_per_step}")
+        return self

@@ -1,0 +1,124 @@
+"""The stages `sft` and `pretrain`: cross-entropy on the tokens that are to be learnt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from steelyard.errors import DataError
+from steelyard.protocols import StageContext
+from steelyard.records import StageResult
+from steelyard.rows import read_rows
+from steelyard_sft.config import PretrainConfig, SftConfig, SupervisedOptions
+from steelyard_torch.batching import StepSampler, count_targets, micro_batches
+from steelyard_torch.encoding import EncodedChats, encode_chats, encode_texts
+from steelyard_torch.head import token_logprobs
+from steelyard_torch.losses import sft_loss
+from steelyard_torch.token_cache import cached_rows
+from steelyard_torch.trainee import Trainee, out_of_memory
+
+__all__ = ["Pretrain", "Sft"]
+
+
+class Sft:
+    """Trains on the assistant's turns of conversations (rows with ``messages``)."""
+
+    def __init__(self, config: SftConfig):
+        self._config = config
+
+    def run(self, context: StageContext) -> StageResult:
+        config = self._config
+        trainee = Trainee(context, config)
+        folder = _dataset(context)
+
+        def encode() -> EncodedChats:
+            conversations = (_field(row, "messages") for row in read_rows(folder))
+            return encode_chats(
+                trainee.tokenizer,
+                conversations,
+                max_length=config.max_length,
+                on_too_long=config.on_too_long,
+                trained_turns=config.trained_turns,
+            )
+
+        options = {"max_length": config.max_length, "on_too_long": config.on_too_long, "trained_turns": config.trained_turns}
+        encoded = cached_rows(context.cache, folder, trainee.tokenizer, options, encode)
+        return _train(trainee, config, encoded)
+
+
+class Pretrain:
+    """Trains on plain text (rows with ``text``), or on the ``completion`` after a masked ``prompt``."""
+
+    def __init__(self, config: PretrainConfig):
+        self._config = config
+
+    def run(self, context: StageContext) -> StageResult:
+        config = self._config
+        trainee = Trainee(context, config)
+        folder = _dataset(context)
+
+        def encode() -> EncodedChats:
+            return encode_texts(
+                trainee.tokenizer,
+                (_text(row) for row in read_rows(folder)),
+                max_length=config.max_length,
+                on_too_long=config.on_too_long,
+                train_prompt=config.train_prompt,
+            )
+
+        options = {"max_length": config.max_length, "on_too_long": config.on_too_long, "train_prompt": config.train_prompt}
+        encoded = cached_rows(context.cache, folder, trainee.tokenizer, options, encode)
+        return _train(trainee, config, encoded)
+
+
+def _train(trainee: Trainee, config: SupervisedOptions, encoded: EncodedChats) -> StageResult:
+    context, data = trainee.context, encoded.rows
+    context.io.log(encoded.stats.describe())
+    sampler = StepSampler(
+        [len(row) for row in data], batch_size=config.batch_size, seed=context.seed, epochs=config.epochs, max_steps=config.max_steps
+    )
+    trainee.schedule(sampler.total_steps)
+    position = trainee.resume()
+    if position is not None:
+        sampler.resume(position)
+    while trainee.step < sampler.total_steps:
+        rows = [data[i] for i in sampler.rows(trainee.step)]
+        totals = count_targets(rows)
+        loss_value = 0.0
+        for batch in micro_batches(
+            rows, token_budget=config.micro_batch_tokens, pad_id=trainee.tokenizer.pad_token_id, device=trainee.runtime.device
+        ):
+            try:
+                with trainee.runtime.autocast():
+                    scores = token_logprobs(trainee.model, batch)
+                loss = sft_loss(scores.logprobs, scores.rows, scores.n_rows, reduction=config.loss_reduction, totals=totals)
+                loss.backward()  # type: ignore[no-untyped-call]
+            except (RuntimeError, MemoryError) as error:
+                raise out_of_memory(error, padded_tokens=batch.padded_tokens, options=config) or error from error
+            loss_value += loss.item()
+        trainee.update(
+            loss_value,
+            tokens=sum(len(row) for row in rows),
+            trained_tokens=totals.tokens,
+            sequences=len(rows),
+            metrics={"train/epoch": sampler.epoch(trainee.step)},
+        )
+        trainee.rest(sampler.state(trainee.step))
+    return trainee.finish({"data": encoded.stats.to_json()})
+
+
+def _dataset(context: StageContext) -> Any:
+    if context.data is None:
+        raise DataError("the stage has no dataset; name one under `data:`")
+    return context.data
+
+
+def _field(row: dict[str, Any], name: str) -> Any:
+    if name not in row:
+        raise DataError(f"row {row.get('id', '?')!r} has no {name!r}; it has {', '.join(sorted(row))}")
+    return row[name]
+
+
+def _text(row: dict[str, Any]) -> tuple[str, str]:
+    if "text" in row:
+        return "", row["text"]
+    return _field(row, "prompt"), _field(row, "completion")

@@ -1,0 +1,106 @@
+"""Encoded datasets kept by content: by the rows, the tokenizer with its template, and every option that changes the tokens.
+
+A key that left one of them out would hand yesterday's tokens to today's tokenizer without a word.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from transformers import PreTrainedTokenizerFast
+
+from steelyard_torch.encoding import EncodedChats, EncodedPair, EncodedPairs, EncodedRow, EncodingStats
+from steelyard_torch.templates import template_hash
+
+__all__ = ["cache_key", "cached_pairs", "cached_rows", "file_sha256", "write_tensors"]
+
+_FORMAT = 1
+
+
+def cache_key(dataset: Path, tokenizer: PreTrainedTokenizerFast, options: Mapping[str, Any]) -> str:
+    """32 hex digits over the dataset's rows, :func:`template_hash` and ``options`` (JSON)."""
+    parts = {
+        "format": _FORMAT,
+        "rows": file_sha256(dataset / "rows.parquet"),
+        "template": template_hash(tokenizer),
+        "options": dict(options),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def cached_rows(
+    cache: Path, dataset: Path, tokenizer: PreTrainedTokenizerFast, options: Mapping[str, Any], encode: Callable[[], EncodedChats]
+) -> EncodedChats:
+    """What ``encode()`` gives, from the cache when the same rows were encoded the same way before."""
+    path = cache / "tokens" / f"{cache_key(dataset, tokenizer, {**options, 'kind': 'rows'})}.safetensors"
+    found = _load(path)
+    if found is not None:
+        return EncodedChats(*found)
+    encoded = encode()
+    _save(path, encoded.rows, encoded.stats)
+    return encoded
+
+
+def cached_pairs(
+    cache: Path, dataset: Path, tokenizer: PreTrainedTokenizerFast, options: Mapping[str, Any], encode: Callable[[], EncodedPairs]
+) -> EncodedPairs:
+    """As :func:`cached_rows`, for preference pairs."""
+    path = cache / "tokens" / f"{cache_key(dataset, tokenizer, {**options, 'kind': 'pairs'})}.safetensors"
+    found = _load(path)
+    if found is not None:
+        rows, stats = found
+        return EncodedPairs([EncodedPair(c, r, c.index) for c, r in zip(rows[::2], rows[1::2], strict=True)], stats)
+    encoded = encode()
+    _save(path, [row for pair in encoded.pairs for row in (pair.chosen, pair.rejected)], encoded.stats)
+    return encoded
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray[Any, Any]], facts: Mapping[str, Any]) -> None:
+    """A safetensors file with ``facts`` as JSON in its header; complete or absent, whatever happens meanwhile."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    save_file(dict(tensors), temporary, metadata={"facts": json.dumps(facts)})
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _save(path: Path, rows: Sequence[EncodedRow], stats: EncodingStats) -> None:
+    tensors = {
+        "ids": np.concatenate([row.input_ids for row in rows]) if rows else np.zeros(0, np.int32),
+        "trained": np.concatenate([row.trained for row in rows]) if rows else np.zeros(0, np.bool_),
+        "lengths": np.array([len(row) for row in rows], np.int64),
+        "index": np.array([row.index for row in rows], np.int64),
+    }
+    facts = {k: v for k, v in stats.to_json().items() if k in EncodingStats.__dataclass_fields__}
+    write_tensors(path, tensors, facts)
+
+
+def _load(path: Path) -> tuple[list[EncodedRow], EncodingStats] | None:
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="numpy") as file:
+            ids, trained, lengths, index = (file.get_tensor(name) for name in ("ids", "trained", "lengths", "index"))
+            stats = EncodingStats(**json.loads(file.metadata()["facts"]))
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+        # A damaged cache is only a cache: encode again and write it anew.
+        path.unlink(missing_ok=True)
+        return None
+    ends = np.cumsum(lengths)
+    rows = [EncodedRow(ids[e - n : e], trained[e - n : e], int(i)) for e, n, i in zip(ends, lengths, index, strict=True)]
+    return rows, stats
