@@ -72,7 +72,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 
 def texts_of(row: Row) -> list[str]:
-    """Every text of a row, prompts and responses alike, one string a message; what decontamination scans."""
+    """Every text of a row, prompts and responses alike, one string a message."""
     texts: list[str] = []
     for name in CONVERSATIONS:
         value = row.get(name)

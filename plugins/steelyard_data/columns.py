@@ -29,8 +29,8 @@ _SHAREGPT_ROLES = {
 _KEPT = ("id", "source", "task")
 
 
-def recognise(row: Mapping[str, Any]) -> Layout:
-    """The layout of a row by its columns. Raises DataError naming the columns when there is none."""
+def recognise(row: Mapping[str, Any], place: str = "") -> Layout:
+    """The layout of a row by its columns. Raises DataError naming `place` and the columns when there is none."""
     if "chosen" in row and "rejected" in row:
         return "preference"
     if "conversations" in row:
@@ -47,7 +47,7 @@ def recognise(row: Mapping[str, Any]) -> Layout:
     if "text" in row:
         return "text"
     raise DataError(
-        f"columns {', '.join(sorted(row)) or '(none)'} are of no known layout; map them with `columns:`, e.g. "
+        f"{place + ': ' if place else ''}columns {', '.join(sorted(row)) or '(none)'} are of no known layout; map them with `columns:`, e.g. "
         "`columns: {prompt: question, completion: answer}`"
     )
 
@@ -63,7 +63,7 @@ class RowReader:
         """One row. Raises DataError naming `place` and the column that is wrong."""
         row = self._renamed(raw, place)
         if self._layout is None:
-            self._layout = recognise(row)
+            self._layout = recognise(row, place)
         try:
             out = _READERS[self._layout](row)
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -147,15 +147,16 @@ def _encode(trainee: Trainee, config: DpoConfig) -> EncodedPairs:
     folder = trainee.context.data
     if folder is None:
         raise DataError("the stage has no dataset; name one under `data:`")
-    same: Counter[str] = Counter()
+    same = 0
 
     def rows() -> Iterator[tuple[Any, Any, Any]]:
+        nonlocal same
         for row in read_rows(folder):
             for name in ("prompt", "chosen", "rejected"):
                 if not row.get(name):
                     raise DataError(f"row {row.get('id', '?')!r} has no {name!r}; a preference row has prompt, chosen and rejected")
             if row["chosen"] == row["rejected"]:
-                same["pairs"] += 1
+                same += 1
                 continue
             yield row["prompt"], row["chosen"], row["rejected"]
 
@@ -166,8 +167,8 @@ def _encode(trainee: Trainee, config: DpoConfig) -> EncodedPairs:
 
     options = {"max_length": config.max_length, "on_too_long": config.on_too_long, "trained_turns": config.trained_turns}
     encoded = cached_pairs(trainee.context.cache, folder, trainee.tokenizer, options, encode)
-    if same["pairs"]:
-        trainee.context.io.log(f"{same['pairs']:,} pairs left out: chosen and rejected are the same")
+    if same:
+        trainee.context.io.log(f"{same:,} pairs left out: chosen and rejected are the same")
     return encoded
 
 

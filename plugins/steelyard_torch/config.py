@@ -1,12 +1,16 @@
-"""The dials that every training stage has."""
+"""The dials that every training stage has, and the base model's."""
 
 from __future__ import annotations
 
-from typing import Literal
+import hashlib
+from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["TrainingOptions"]
+__all__ = ["ImportConfig", "NewModel", "NewTokenizer", "TrainingOptions"]
+
+_READ_WHOLE = 1 << 26
 
 
 class TrainingOptions(BaseModel):
@@ -57,3 +61,65 @@ class TrainingOptions(BaseModel):
         if self.warmup_ratio is not None and self.warmup_steps is not None:
             raise ValueError("give warmup_ratio or warmup_steps, not both")
         return self
+
+
+class NewTokenizer(BaseModel):
+    """A tokenizer with one token a character."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    characters: str = Field(min_length=1)
+    """The alphabet, in the order of the token ids; whatever is not in it becomes `<unk>`."""
+    extra_tokens: list[str] = []
+    """Texts that are one token, such as the role markers of the chat template."""
+
+
+class NewModel(BaseModel):
+    """A model with random weights, to be trained from nothing."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    architecture: dict[str, Any]
+    """`model_type` and the fields of that transformers configuration; the vocabulary size and the special tokens' ids are filled in."""
+    tokenizer: NewTokenizer
+
+
+class ImportConfig(BaseModel):
+    """The base model: one that exists (`model`), or one with random weights (`new`)."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    model: str | None = None
+    """A hub id, a local folder or a `.gguf` file; relative paths start at the recipe's folder."""
+    new: NewModel | None = None
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    chat_template: str | None = None
+    """A built-in template's name, the path of a `.jinja` file, or Jinja source; null keeps the model's own."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the weights on disk; `auto` keeps the source's, and makes float32 of a GGUF file."""
+    trust_remote_code: str | None = None
+    """The value of `model`, if that model may run Python code of its own; anything else leaves that off."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ImportConfig:
+        if (self.model is None) == (self.new is None):
+            raise ValueError("give model or new, and not both")
+        return self
+
+    def fingerprint(self, base: Path) -> str:
+        """Names, sizes and contents of a local model's files, so that a changed model is imported again; empty for a hub model.
+
+        Of a file above 64 MiB the time of its last change stands for the content: planning should not read gigabytes.
+        """
+        local = base / Path(self.model).expanduser() if self.model is not None else None
+        if local is None or not local.exists():
+            return ""
+        digest = hashlib.sha256()
+        for file in sorted(local.iterdir()) if local.is_dir() else [local]:
+            if file.is_file():
+                facts = file.stat()
+                small = facts.st_size <= _READ_WHOLE
+                content = hashlib.sha256(file.read_bytes()).hexdigest() if small else str(facts.st_mtime_ns)
+                digest.update(f"{file.name} {facts.st_size} {content}\n".encode())
+        return digest.hexdigest()

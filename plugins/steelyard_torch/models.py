@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from steelyard.errors import ModelError, StorageError
 from steelyard.run.durable import storage_problem
+from steelyard.run.weights import inspect_weights
 
 __all__ = [
     "PICKLE_SUFFIXES",
@@ -30,8 +30,6 @@ __all__ = [
 ]
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-
-_HASH_CHUNK_BYTES = 1 << 24
 
 # A run draws its own progress; bars for each loaded folder would tear it.
 transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -235,25 +233,10 @@ def weights_sha256(folder: str | Path) -> str:
     Raises:
         ModelError: there are no safetensors files, or one is torn.
     """
-    files = sorted(Path(folder).glob("*.safetensors"))
-    if not files:
+    facts = inspect_weights(Path(folder))
+    if facts is None:
         raise ModelError(f"model folder {str(folder)!r} has no *.safetensors file")
-    digest = hashlib.sha256()
-    try:
-        place = {}
-        for file in files:
-            with safe_open(file, framework="pt") as opened:
-                place.update(dict.fromkeys(opened.keys(), file))
-        handles = {file: safe_open(file, framework="pt") for file in files}
-        for name in sorted(place):
-            tensor = handles[place[name]].get_tensor(name)  # type: ignore[no-untyped-call]
-            digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-            flat = tensor.contiguous().reshape(-1).view(torch.uint8)
-            for start in range(0, flat.numel(), _HASH_CHUNK_BYTES):
-                digest.update(flat[start : start + _HASH_CHUNK_BYTES].numpy())
-    except SafetensorError as error:
-        raise ModelError(f"model folder {str(folder)!r} has a torn or invalid safetensors file: {error}") from error
-    return digest.hexdigest()
+    return facts.sha256
 
 
 def _cast(state: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -12,8 +13,8 @@ __all__ = ["ExactConfig", "NumberConfig", "bounded_pattern"]
 LONGEST_PATTERN = 100
 _TOKEN = re.compile(
     r"""(?P<class>\[\^?\]?(?:\\.|[^\]\\])*\])
-    |(?P<group>\((?:\?(?:[aimsx]+:|:))?)
-    |(?P<other_group>\(\?)
+    |(?P<other_group>\(\?(?![aims]*:))
+    |(?P<group>\((?:\?[aims]*:)?)
     |(?P<close>\))
     |(?P<back_reference>\\[1-9])
     |(?P<literal>\\.)
@@ -41,7 +42,7 @@ def bounded_pattern(pattern: str) -> str:
             raise ValueError(f"{text!r} in {pattern!r}: look-around, named groups and back references are not allowed")
         if kind == "count" and any(int(n) > LONGEST_PATTERN for n in re.findall("[0-9]+", text)):
             raise ValueError(f"{text!r} in {pattern!r}: counts above {LONGEST_PATTERN} are not allowed")
-    for (before, _), (kind, text) in zip(kinds, kinds[1:], strict=False):
+    for (before, _), (kind, text) in pairwise(kinds):
         if before == "close" and kind in ("repeat", "count", "optional"):
             raise ValueError(f"{text!r} behind ')' in {pattern!r}: a repeated group is not allowed")
     for what, (members, most) in _MOST.items():

@@ -1,9 +1,9 @@
-"""Reads numbers as people and models write them, exactly.
+r"""Reads numbers as people and models write them, exactly.
 
 A numeral is an optional sign, an optional currency sign, and an integer, decimal, fraction or mixed number: ``-3``, ``$1,234.50``,
-``1{,}000``, ``2 1/2``, ``\\frac{3}{4}``, ``1.5e-3``, ``2 \\times 10^{5}``, ``5 million``. What is not one number makes no numeral: part of a
-word or a version (``x2``, ``1.2.3``), an expression that was not worked out (``3 + 4``, ``2^5``), magnitude letters (``5k``). Every regular
-expression here is applied to texts of bounded length (``LONGEST_TEXT``) and gives back at most once a group.
+``1{,}000``, ``2 1/2``, ``\frac{3}{4}``, ``1.5e-3``, ``2 \times 10^{5}``, ``5 million``. What is not one plain number has no value: part of
+a word or a version (``x2``, ``1.2.3``), an expression that was not worked out (``3 + 4``, ``2^5``), a letter that scales it (``5k``).
+Texts are of bounded length, so that the time is bounded too.
 """
 
 from __future__ import annotations
@@ -16,39 +16,40 @@ from fractions import Fraction
 __all__ = ["LONGEST_TEXT", "Numeral", "numerals", "only_numeral"]
 
 LONGEST_TEXT = 4096
-_LARGEST_EXPONENT = 400
 _MOST_DIGITS = 400
+_LARGEST_EXPONENT = 400
 
-_SEPARATOR = r"(?:,|\{,\}|\\,|\\!|['’_\u00a0\u2009\u202f])"
+_SEPARATOR = r"(?:,|\{,\}|\\,|\\!,?|['’_\u00a0\u2009\u202f])"
+# Atomic: `1,000,000,…,0000` must not be tried again with every smaller number of groups.
 _DIGITS = rf"(?:[0-9]{{1,3}}(?>(?:{_SEPARATOR}[0-9]{{3}})+)(?![0-9])|[0-9]+)"
-_DECIMAL = rf"(?:{_DIGITS}(?:\.[0-9]+)?|\.[0-9]+)"
-_CURRENCY = r"(?:\\?[$€£¥]|\\?\$)"
 _NUMERAL = re.compile(
     rf"""
-    (?P<sign>[-+−–]?){_CURRENCY}?(?P<sign2>[-−]?)
+    (?P<sign>[-−+])?(?:\\?[$€£¥][ ]?)?(?P<sign_behind_currency>[-−])?
     (?:
       \\[dt]?frac\{{(?P<tex_top>[-−]?{_DIGITS})\}}\{{(?P<tex_bottom>{_DIGITS})\}}
-      |(?:(?P<whole>[0-9]+)[ ](?=[0-9]+/))?(?P<top>{_DIGITS})[ ]?[/⁄][ ]?(?P<bottom>{_DIGITS})(?![.]?[0-9])
-      |(?P<decimal>{_DECIMAL})
-       (?:[eE](?P<e>[-+]?[0-9]{{1,9}})(?![0-9A-Za-z]))?
-       (?:[ ]?(?:\\times|\\cdot|×|x|\*)[ ]?10(?:\^|\*\*)(?:\{{(?P<ten_braced>[-−+]?[0-9]{{1,9}})\}}|(?P<ten>[-−+]?[0-9]{{1,9}})))?
-    )
-    """,
+      | (?:(?P<whole>[0-9]+)[ ](?=[0-9]+[/⁄]))?(?P<top>{_DIGITS})[/⁄](?P<bottom>{_DIGITS})(?![.,]?[0-9])
+      | (?P<decimal>{_DIGITS}(?:\.[0-9]+)?|\.[0-9]+)
+        (?:[eE](?P<e>[-−+]?[0-9]+)(?![0-9A-Za-z]))?
+        (?:[ ]?(?:\\times|\\cdot|[×x*])[ ]?10(?:\^|\*\*)(?:\{{(?P<ten_in_braces>[-−+]?[0-9]+)\}}|(?P<ten>[-−+]?[0-9]+)))?
+    )""",
     re.VERBOSE,
 )
-_WORDS = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_SCALE = re.compile(rf"[ ](?P<word>{'|'.join(_WORDS)})\b", re.IGNORECASE)
+_SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_SCALE = re.compile(rf"[ ]({'|'.join(_SCALES)})\b", re.IGNORECASE)
 _PERCENT = re.compile(r"[ ]?\\?%")
-_OPERATOR = r"(?:[-+*/^×÷·⋅±∓−–—~:]|\\(?:times|cdot|div|pm)\b)"
-_EXPRESSION_BEHIND = re.compile(rf"[ \t]*{_OPERATOR}[ \t]*\(?[$]?[.]?[0-9]|\^|\*\*|[⁰¹²³⁴⁵⁶⁷⁸⁹!]")
-_EXPRESSION_BEFORE = re.compile(rf"[0-9)}}][ \t]*{_OPERATOR}[ \t]*\(?[$]?$|\^\{{?$")
-_WORD_BEFORE = re.compile(r"[\w.,](?<![\s.,])$|[0-9][.,]$|(?<!\w)\.$")
-_ODD_BEHIND = re.compile(r"[,.]?[0-9]|[kKmMbBxyznieπ](?![A-Za-z])|_")
+
+_SPACED_OPERATOR = r"[ \t]*(?:[-−+/^×÷·±x]|\*{1,2}|\\(?:times|cdot|div|pm)\b)[ \t]*"
+_OPERATOR = rf"(?:{_SPACED_OPERATOR}|[:–—~])\(?\$?"
+_JOINED_BEHIND = re.compile(rf"{_OPERATOR}\.?[0-9]|\^|[⁰¹²³⁴⁵⁶⁷⁸⁹]")
+_JOINED_BEFORE = re.compile(rf"(?:[0-9)}}]|(?<![A-Za-z])[A-Za-z]){_OPERATOR}$|\^\{{?$")
+_GLUED_BEFORE = re.compile(r"\w$|[0-9][.,]$")
+_GLUED_BEHIND = re.compile(r"[,.]?[0-9]|_|[kKMBxyznieπ](?![A-Za-z])")
+_CONTEXT = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Numeral:
-    """A number as it stands in a text. ``value`` is None where the text at that place is not one plain number, ``why`` says why."""
+    """A number as it stands in a text. ``value`` is None where it is not one plain number; ``why`` says why not."""
 
     text: str
     start: int
@@ -57,18 +58,65 @@ class Numeral:
     why: str = ""
 
 
-def numerals(text: str, percent_divides: bool = False) -> Iterator[Numeral]:
-    """Every numeral in ``text`` (at most ``LONGEST_TEXT`` characters), from left to right."""
+def numerals(text: str, *, percent_divides: bool = False) -> Iterator[Numeral]:
+    """Every numeral in ``text`` from left to right. Raises ValueError for more than ``LONGEST_TEXT`` characters."""
     if len(text) > LONGEST_TEXT:
         raise ValueError(f"a text of {len(text)} characters, at most {LONGEST_TEXT} can be read")
-    position = 0
-    while found := _NUMERAL.search(text, position):
-        numeral = _read(text, found, percent_divides)
-        position = max(numeral.end, found.start() + 1)
-        yield numeral
+    end = 0
+    while found := _NUMERAL.search(text, end):
+        end = found.end()
+        scale = Fraction(1)
+        while word := _SCALE.match(text, end):
+            scale, end = scale * _SCALES[word[1].lower()], word.end()
+        if percent := _PERCENT.match(text, end):
+            scale, end = scale / (100 if percent_divides else 1), percent.end()
+        why = _context(text, found, end)
+        value = None
+        if not why:
+            value, why = _value(found)
+        yield Numeral(text[found.start() : end], found.start(), end, None if value is None else value * scale, why)
 
 
-def only_numeral(text: str, percent_divides: bool = False) -> Fraction | None:
-    """The value of a text that is one number and at most a unit (``18 dollars``); None for any other."""
-    found = list(numerals(text.strip()[:LONGEST_TEXT], percent_divides))
-    return found[0].value if len(found) == 1 and len(text) <= LONGEST_TEXT else None
+def only_numeral(text: str, *, percent_divides: bool = False) -> Fraction | None:
+    """The value of a text that holds one number, perhaps with a unit (``18 dollars``); None for any other text."""
+    if len(text) > LONGEST_TEXT:
+        return None
+    found = list(numerals(text, percent_divides=percent_divides))
+    return found[0].value if len(found) == 1 else None
+
+
+def _context(text: str, found: re.Match[str], end: int) -> str:
+    """Why the numeral is no plain number where it stands, or ''."""
+    before = text[max(0, found.start() - _CONTEXT) : found.start()]
+    whole = text[max(0, found.start() - 2) : end + _CONTEXT].strip()
+    if found["sign"] and re.search(r"[0-9)}]$|(?<![A-Za-z])[A-Za-z]$", before):
+        return f"an expression that is not worked out: {whole!r}"
+    if _JOINED_BEHIND.match(text, end) or _JOINED_BEFORE.search(before):
+        return f"an expression that is not worked out: {whole!r}"
+    if (not found["sign"] and _GLUED_BEFORE.search(before)) or _GLUED_BEHIND.match(text, end):
+        return f"not a plain number: {whole!r}"
+    return ""
+
+
+def _value(found: re.Match[str]) -> tuple[Fraction | None, str]:
+    if sum(c.isdigit() for c in found.group()) > _MOST_DIGITS:
+        return None, f"more than {_MOST_DIGITS} digits"
+    sign = -1 if (found["sign"] or "") in ("-", "−") else 1
+    sign *= -1 if found["sign_behind_currency"] else 1
+    top, bottom = found["tex_top"] or found["top"], found["tex_bottom"] or found["bottom"]
+    if top is not None:
+        if _integer(bottom) == 0:
+            return None, f"a division by zero: {found.group()!r}"
+        value = Fraction(_integer(top), _integer(bottom)) + (_integer(found["whole"]) if found["whole"] else 0)
+        return sign * value, ""
+    exponents = [_integer(found[name]) for name in ("e", "ten_in_braces", "ten") if found[name]]
+    if any(abs(exponent) > _LARGEST_EXPONENT for exponent in exponents):
+        return None, f"an exponent above {_LARGEST_EXPONENT}"
+    integer, _, decimals = found["decimal"].partition(".")
+    value = Fraction(_integer(integer or "0")) + (Fraction(int(decimals), 10 ** len(decimals)) if decimals else 0)
+    return sign * value * Fraction(10) ** sum(exponents), ""
+
+
+def _integer(text: str) -> int:
+    digits = re.sub(r"[^0-9]", "", text)
+    return -int(digits) if text[0] in "-−" else int(digits)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
+
 from steelyard.errors import GateRefusal, UsageError
 from steelyard.gate import PolicyConfig, compare_arms, compare_evaluations, dev_unseen_gap, weigh_best_of
 from steelyard.gate.items import Evaluation

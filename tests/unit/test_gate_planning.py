@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 from statsmodels.stats.power import TTestPower
+
 from steelyard.errors import GateRefusal, UsageError
 from steelyard.gate.pairing import PairedTask
 from steelyard.gate.policy import PolicyConfig

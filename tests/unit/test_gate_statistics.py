@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+
 from steelyard.gate.pairing import PairedTask
 from steelyard.gate.statistics import FEW_CLUSTERS, Difference, average_difference, paired_difference, sign_flip_bounds
 

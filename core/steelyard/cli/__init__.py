@@ -69,9 +69,7 @@ class _Commands(click.Group):
             raise TypeError(f"the command {cmd_name!r} is a {type(found).__name__}, not a click.Command")
         return found
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
         command = self.get_command(ctx, name)
         if command is None and not name.startswith("-"):
@@ -99,9 +97,7 @@ def _plugin_commands(ctx: click.Context) -> dict[str, CommandSpec]:
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="steelyard")
 @click.option("--no-plugin", "no_plugin", multiple=True, metavar="NAME", help="Leave a plugin out; repeatable.")
-@click.option(
-    "--debug", is_flag=True, envvar="STEELYARD_DEBUG", help="Show the traceback of an error (or set STEELYARD_DEBUG)."
-)
+@click.option("--debug", is_flag=True, envvar="STEELYARD_DEBUG", help="Show the traceback of an error (or set STEELYARD_DEBUG).")
 @click.pass_context
 def group(ctx: click.Context, no_plugin: tuple[str, ...], debug: bool) -> None:
     """Post-training in which every round is weighed before it is promoted.
@@ -156,7 +152,7 @@ def _explain(error: BaseException, session: Session) -> int:
         case BrokenPipeError():
             return _abandon_stdout()
         case OSError() if error.errno in _FULL_DISK:
-            talk(f"error: {error.strerror.lower()}: {error.filename or 'a file being written'!s}")
+            talk(f"error: {(error.strerror or str(error)).lower()}: {error.filename or 'a file being written'}")
             return ExitCode.DATA
         case Exception():
             hint = "" if session.debug else "; `steelyard --debug …` shows the traceback"

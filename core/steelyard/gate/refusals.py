@@ -104,7 +104,7 @@ def _exposure_problems(challenger: Evaluation, facts: GateFacts) -> Iterable[str
     suite, version = challenger.suite, challenger.suite_version
     if suite in facts.unseen_suites:
         yield f"suite {suite!r} is the unseen suite: gates decide on the dev suite only; give dev evaluations"
-    certified = {one.data: one for one in facts.certificates if one.suite == suite and True}
+    certified = {one.data: one for one in facts.certificates if one.suite == suite and one.suite_version == version}
     for data in facts.training_data:
         if data not in certified:
             others = sorted({one.suite_version for one in facts.certificates if one.data == data and one.suite == suite})

@@ -10,7 +10,7 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import UnionType
-from typing import Annotated, Any, Literal, TypeAliasType, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
@@ -77,9 +77,7 @@ class Complaints(list[Complaint]):
         """What a validator raises; an outer model prefixes the locations and keeps the words."""
         details = [
             InitErrorDetails(
-                type=PydanticCustomError(
-                    _SAID_OF_PLUGIN if c.of_plugin else _SAID, "{message}", {"message": c.message}
-                ),
+                type=PydanticCustomError(_SAID_OF_PLUGIN if c.of_plugin else _SAID, "{message}", {"message": c.message}),
                 loc=c.location,
                 input=None,
             )
@@ -160,9 +158,7 @@ def _words(location: Location, items: Sequence[ErrorDetails], model: type[BaseMo
         case "literal_error" | "enum":
             choices = _choices(items)
             near = nearest(str(item["input"]), choices) if isinstance(item["input"], str) else ""
-            return f"{key} is {shown(item['input'])}, not one of {', '.join(map(repr, choices))}" + (
-                near if "did you mean" in near else ""
-            )
+            return f"{key} is {shown(item['input'])}, not one of {', '.join(map(repr, choices))}" + (near if "did you mean" in near else "")
         case "value_error" | "assertion_error":
             message = str(item["ctx"]["error"]).removeprefix("Value error, ")
             return message if key in message or not location else f"{key} is {shown(item['input'])}: {message}"
@@ -218,7 +214,7 @@ def _inside(annotation: Any, part: str | int) -> Iterator[Any]:
 
 def _branches(annotation: Any) -> Iterator[Any]:
     """The members of a union, type aliases and annotations taken off."""
-    if isinstance(annotation, TypeAliasType):
+    if hasattr(annotation, "__value__"):
         yield from _branches(annotation.__value__)
     elif get_origin(annotation) is Annotated:
         yield from _branches(get_args(annotation)[0])

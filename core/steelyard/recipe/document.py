@@ -52,7 +52,7 @@ class Document:
 
     def error(self, complaints: Complaints) -> RecipeError:
         """One error that tells the first few complaints, a line each, in the order of the file."""
-        told = sorted(((self.place(c.location), c.message) for c in complaints), key=lambda p: (p[0][1] or 0))
+        told = sorted(((self.place(c.location), c.message) for c in complaints), key=lambda p: p[0][1] or 0)
         lines = list(dict.fromkeys(_line(*place, message) for place, message in told))
         (file, line, override), message = told[0]
         first = f"override {override!r}: {message}" if override else message
@@ -121,6 +121,8 @@ def _syntax(error: Any, text: str, mark: Any) -> str:
     lines = text.splitlines()
     if mark and mark.line < len(lines) and "\t" in lines[mark.line][: mark.column + 1]:
         return "a tab where YAML wants spaces: indent with spaces"
+    if mark and mark.line < len(lines) and "${" in lines[mark.line]:
+        return "not YAML: a '${' inside braces or brackets must stand in quotes"
     if "mapping values are not allowed" in problem:
         return "not YAML: a ':' where none can stand; check the indentation, or put the text in quotes"
     if "another document" in problem:

@@ -6,7 +6,7 @@ pydantic model. Validation needs the registry, as ``context={"registry": registr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 from pydantic import (
@@ -70,6 +70,7 @@ class Entry(Section):
         if not isinstance(data, Mapping):
             complaints.add((), f"{cls.what} is {shown(data)}, not a mapping with a 'kind'")
             raise complaints.to_error()
+        data = cls.completed(data, info)
         registry = _registry(info)
         default = cls.model_fields["kind"].get_default()
         data = {"kind": default, **data} if isinstance(default, str) else data
@@ -108,9 +109,7 @@ class Entry(Section):
         return spec
 
     @classmethod
-    def _options(
-        cls, spec: Any, given: Mapping[str, Any], registry: Registry, info: ValidationInfo, complaints: Complaints
-    ) -> Any:
+    def _options(cls, spec: Any, given: Mapping[str, Any], registry: Registry, info: ValidationInfo, complaints: Complaints) -> Any:
         what = f"{cls.what} of kind {spec.name!r}"
         if spec.config is None:
             for key in given:
@@ -228,12 +227,11 @@ class DataEntry(Entry):
     verifiers: dict[Name, VerifierEntry] = Field(default_factory=dict)
     """Verifiers by the name that rows use; beside the recipe's, and before them."""
 
-    @model_validator(mode="before")
     @classmethod
-    def _number_sources(cls, data: Any) -> Any:
+    def completed(cls, data: Mapping[str, Any], info: ValidationInfo) -> Mapping[str, Any]:
         """Sources that take their names from the same kind or dataset get numbers, so that each can be told from the others."""
-        sources = data.get("sources") if isinstance(data, Mapping) else None
-        if not isinstance(sources, Sequence):
+        sources = data.get("sources")
+        if not isinstance(sources, list):
             return data
         taken = {s["name"] for s in sources if isinstance(s, Mapping) and isinstance(s.get("name"), str)}
         named = []
@@ -252,6 +250,12 @@ class DataEntry(Entry):
 
     @classmethod
     def with_kind(cls, common: dict[str, Any], spec: Any, options: Any, complaints: Complaints) -> dict[str, Any]:
+        names: set[Any] = set()
+        for index, source in enumerate(common.get("sources") or ()):
+            name = source.get("name") if isinstance(source, Mapping) else None
+            if isinstance(name, str) and name in names:
+                complaints.add(("sources", index, "name"), f"two sources are named {name!r}: change one")
+            names.add(name)
         if spec.samples_model:
             return {"from": "champion", **common}
         if common.get("from") is not None:

@@ -2,7 +2,8 @@
 
 ``repeat: 3`` on the round ``loop`` makes ``loop-1``, ``loop-2``, ``loop-3``. In a round's values ``${round}`` is the round's number among
 all rounds, from 1, and ``${round_name}`` its name; a value that is nothing but ``${round}`` becomes a number. A data entry that says
-``${round}`` is made once for each round that uses it, as ``name-1``, ``name-2`` …, and the stages then name those. ``$${`` is a plain ``${``.
+``${round}`` is made once for each round that uses it, as ``name-1``, ``name-2`` …, and the stages then name those; one that no
+stage uses is made as the first round's would be. ``$${`` is a plain ``${``.
 """
 
 from __future__ import annotations
@@ -28,9 +29,7 @@ def expand(document: Document) -> Complaints:
     for key, value in data.items():
         for location, name in _variables(value, (key,)):
             if name not in _NAMES:
-                complaints.add(
-                    location, f"unknown variable '${{{name}}}'{nearest(name, _NAMES)}; '$${{' stands for a plain '${{'"
-                )
+                complaints.add(location, f"unknown variable '${{{name}}}'{nearest(name, _NAMES)}; '$${{' stands for a plain '${{'")
             elif key not in ("data", "rounds"):
                 complaints.add(location, f"'${{{name}}}' means something in rounds and in data only")
     if complaints:
@@ -50,34 +49,36 @@ def _repeat(document: Document, complaints: Complaints) -> None:
     given = document.data["rounds"]
     written: list[Any] = []
     origins: list[Location] = []
-    for position, round in enumerate(given):
+    for position, round_ in enumerate(given):
         at: Location = ("rounds", position)
-        times = round.get("repeat", 1) if isinstance(round, dict) else 1
+        times = round_.get("repeat", 1) if isinstance(round_, dict) else 1
         if isinstance(times, bool) or not isinstance(times, int) or times < 1:
             complaints.add((*at, "repeat"), f"repeat is {shown(times)}, not a whole number from 1")
             return
         for turn in range(1, times + 1):
-            written.append(_turn(round, turn, times, len(written) + 1, alone=len(given) == 1))
+            written.append(_turn(round_, turn, times, len(written) + 1, alone=len(given) == 1))
             origins.append(at)
     document.data["rounds"] = written
     _move(document, {("rounds", number): at for number, at in enumerate(origins)}, under="rounds")
 
 
-def _turn(round: Any, turn: int, times: int, number: int, *, alone: bool) -> Any:
-    if not isinstance(round, dict):
+def _turn(round_: Any, turn: int, times: int, number: int, *, alone: bool) -> Any:
+    if not isinstance(round_, dict):
         return round
-    name = round.get("name", "round" if alone else f"round-{number}")
+    name = round_.get("name", "round" if alone else f"round-{number}")
     if any(_variables(name, ())):
         name = _filled(name, {"round": number, "round_name": turn})
     elif times > 1:
         name = f"{name}-{turn}"
-    bare = {key: value for key, value in round.items() if key not in ("repeat", "name")}
+    bare = {key: value for key, value in round_.items() if key not in ("repeat", "name")}
     return {"name": name, **_filled(bare, {"round": number, "round_name": name})}
 
 
 def _data_of_rounds(document: Document, complaints: Complaints) -> None:
     """Make the data entries that differ from round to round, and have the stages name them."""
     given: dict[str, Any] = document.data["data"]
+    rounds = document.data["rounds"]
+    first = rounds[0]["name"] if rounds and isinstance(rounds[0], dict) else "round"
     varying = {name for name, entry in given.items() if any(_variables(entry, ()))}
     while more := {n for n, e in given.items() if isinstance(e, dict) and e.get("prompts") in varying} - varying:
         varying |= more
@@ -97,12 +98,13 @@ def _data_of_rounds(document: Document, complaints: Complaints) -> None:
                 entry["prompts"] = make(entry["prompts"], values)
         return own
 
-    for number, round in enumerate(document.data["rounds"], 1):
-        for stage in round.get("stages") or () if isinstance(round, dict) else ():
+    for number, round_ in enumerate(rounds, 1):
+        for stage in round_.get("stages") or () if isinstance(round_, dict) else ():
             if isinstance(stage, dict) and isinstance(stage.get("data"), str):
-                stage["data"] = make(stage["data"], {"round": number, "round_name": round["name"]})
+                stage["data"] = make(stage["data"], {"round": number, "round_name": round_["name"]})
     for name in sorted(varying - {origin[1] for origin in origins.values()}):
-        complaints.add(("data", name), f"the data entry {name!r} differs from round to round, but no stage uses it")
+        made[name] = _filled(given[name], {"round": 1, "round_name": first})
+        origins["data", name] = ("data", name)
     document.data["data"] = made
     _move(document, origins, under="data")
 

@@ -72,11 +72,11 @@ def _start(data: dict[str, Any], parts: list[str]) -> Location:
         raise RecipeError("stages of which name? write stages.NAME.key=value")
     found: dict[Location, str] = {}
     names: list[str] = []
-    for r, round in enumerate(_list(data.get("rounds"))):
-        for s, stage in enumerate(_list(round.get("stages")) if isinstance(round, Mapping) else ()):
+    for r, round_ in enumerate(_list(data.get("rounds"))):
+        for s, stage in enumerate(_list(round_.get("stages")) if isinstance(round_, Mapping) else ()):
             names.append(_name(stage))
             if _name(stage) == parts[1]:
-                found["rounds", r, "stages", s] = f"rounds.{_name(round) or r}.stages.{parts[1]}"
+                found["rounds", r, "stages", s] = f"rounds.{_name(round_) or r}.stages.{parts[1]}"
     if not found:
         raise RecipeError(f"no stage named {parts[1]!r}{nearest(parts[1], filter(None, names))}")
     if len(found) > 1:
@@ -104,7 +104,7 @@ def _index(members: list[Any], part: str, where: str) -> int:
     if len(named) == 1:
         return named[0]
     if named:
-        raise RecipeError(f"{len(named)} members of {where} are named {part!r}: give the index ({named[0]}, …)")
+        raise RecipeError(f"{len(named)} members of {where} are named {part!r}: give an index, {' or '.join(map(str, named))}")
     raise RecipeError(f"{where} has no member {part!r}{nearest(part, filter(None, map(_name, members)))}")
 
 

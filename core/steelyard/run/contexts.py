@@ -15,7 +15,7 @@ from steelyard.records import Completion, Verdict
 if TYPE_CHECKING:
     from steelyard.plugins import Registry
 
-__all__ = ["configure", "make", "open_engines", "open_shapers", "open_sources", "open_step_verifiers"]
+__all__ = ["configure", "open_engines", "open_shapers", "open_sources", "open_step_verifiers"]
 
 
 def configure(registry: Registry, family: str, kind: str, options: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -31,7 +31,7 @@ def configure(registry: Registry, family: str, kind: str, options: Mapping[str, 
         raise UsageError(f"{kind!r} ({family}): option {place!r}: {first['msg'].lower()}") from error
 
 
-def make(registry: Registry, family: str, kind: str, options: Mapping[str, Any], *arguments: Any) -> Any:
+def _make(registry: Registry, family: str, kind: str, options: Mapping[str, Any], *arguments: Any) -> Any:
     """The implementation, made from its configuration and ``arguments``."""
     spec, config = configure(registry, family, kind, options)
     return registry.load(spec)(config, *arguments)
@@ -94,14 +94,14 @@ class _NoVerifiers:
 
 def open_shapers(registry: Registry, entries: Sequence[Mapping[str, Any]]) -> list[Shaper]:
     """The shapers of a stage, in the recipe's order."""
-    return [make(registry, "shapers", entry["kind"], entry["options"]) for entry in entries]
+    return [_make(registry, "shapers", entry["kind"], entry["options"]) for entry in entries]
 
 
 def open_sources(registry: Registry, entries: Sequence[Mapping[str, Any]], recipe_dir: Path) -> list[OpenedSource]:
     """The sources of a data entry, in the recipe's order; relative paths start at ``recipe_dir``."""
     opened = []
     for entry in entries:
-        source = make(registry, "sources", entry["kind"], entry["options"], recipe_dir)
+        source = _make(registry, "sources", entry["kind"], entry["options"], recipe_dir)
         shares = {name: entry.get(name) for name in ("count", "fraction", "weight", "epochs")}
         opened.append(OpenedSource(name=entry["name"], source=source, **shares))
     return opened

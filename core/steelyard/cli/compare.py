@@ -1,0 +1,58 @@
+"""``steelyard compare``: two evaluations item by item, or two arms of several seeds each; no decision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from steelyard.cli._context import emit_json, print_table
+from steelyard.errors import ExitCode, UsageError
+
+_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+@click.command()
+@click.argument("a", type=_FOLDER)
+@click.argument("b", type=_FOLDER)
+@click.option("--more-a", multiple=True, type=_FOLDER, help="A further seed of A; repeatable.")
+@click.option("--more-b", multiple=True, type=_FOLDER, help="A further seed of B; repeatable.")
+@click.option("--confidence", default=0.95, show_default=True, help="Of the two-sided intervals.")
+@click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
+def command(a: Path, b: Path, more_a: tuple[Path, ...], more_b: tuple[Path, ...], confidence: float, as_json: bool) -> ExitCode:
+    """Compare two evaluation folders, B minus A, on the items they share.
+
+    One pair says that a checkpoint is better. To say that a recipe is, give three or more seeds an arm with --more-a and --more-b: the
+    seeds' means are then compared by Welch's test.
+    """
+    from steelyard.gate import compare_arms, compare_evaluations
+
+    if bool(more_a) != bool(more_b):
+        raise UsageError("--more-a and --more-b go together: an arm of several seeds against an arm of several seeds")
+    found: Any
+    if more_a:
+        found = compare_arms([a, *more_a], [b, *more_b], confidence=confidence)
+    else:
+        found = compare_evaluations(a, b, confidence=confidence)
+    if as_json:
+        emit_json(found)
+        return ExitCode.DONE
+    rows = [*found.tasks.items(), ("average", found.average)]
+    print_table(
+        ("task", "items", "A", "B", "B - A", "lower", "upper", "p"),
+        [
+            (
+                name,
+                getattr(row, "n", ""),
+                f"{row.a:.4f}",
+                f"{row.b:.4f}",
+                f"{row.diff:+.4f}",
+                "" if row.lower is None else f"{row.lower:+.4f}",
+                "" if row.upper is None else f"{row.upper:+.4f}",
+                "" if row.p is None else f"{row.p:.4g}",
+            )
+            for name, row in rows
+        ],
+    )
+    return ExitCode.DONE

@@ -1,0 +1,259 @@
+"""What a worker does for each kind of step. Every executor fills the step's output folder and returns a few facts for the ledger."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from steelyard.errors import DataError, ModelError, StepFailedError
+from steelyard.protocols import CheckpointStore, EvaluateContext, MixContext, StageContext, StepIO
+from steelyard.run.contexts import configure, open_engines, open_shapers, open_sources, open_step_verifiers
+from steelyard.run.lineage import model_lineage, write_lineage
+from steelyard.run.tasks import Task
+from steelyard.run.weights import inspect_weights
+
+if TYPE_CHECKING:
+    from steelyard.plugins import Registry
+    from steelyard.records import Row, StageResult
+    from steelyard.recipe.suite import Suite
+
+__all__ = ["Job", "execute"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A task as its executor sees it: with the verified folders of its inputs, and an empty output folder."""
+
+    task: Task
+    registry: Registry
+    inputs: Mapping[str, Path]
+    output: Path
+    io: StepIO
+    checkpoints: CheckpointStore
+    closing: ExitStack
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self.task.config
+
+    @property
+    def cache(self) -> Path:
+        folder = self.task.run_dir / "cache"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    @property
+    def evidence(self) -> Path:
+        """Where failed checks of verifiers are kept."""
+        return self.task.log.with_suffix(".verifier-failures.jsonl")
+
+
+def execute(job: Job) -> dict[str, Any]:
+    """Runs the step; returns its summary."""
+    return _EXECUTORS[job.task.kind](job)
+
+
+def _import(job: Job) -> dict[str, Any]:
+    base = dict(job.config["base"])
+    options = dict(base)
+    origin = ""
+    if base.get("model") is not None:
+        found = job.registry.hook.steelyard_resolve_model(ref=base["model"], base=job.task.recipe_dir)
+        if found is None:
+            raise ModelError(f"base model {base['model']!r} is neither a folder, a file nor a hub id (relative to {str(job.task.recipe_dir)!r})")
+        options["path"], origin = found.path, found.origin or base["model"]
+    return _make_model(job, "import", options, model=Path(options.get("path") or job.output), facts={"origin": origin})
+
+
+def _stage(job: Job) -> dict[str, Any]:
+    return _make_model(job, job.config["kind"], job.config["options"], model=job.inputs["model"], facts={})
+
+
+def _make_model(job: Job, kind: str, options: Mapping[str, Any], *, model: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+    spec, config = configure(job.registry, "stages", kind, options)
+    why_none = "the import of a base model has no engine"
+    context = StageContext(
+        config=config,
+        model=model,
+        reference=job.inputs.get("reference"),
+        data=job.inputs.get("data"),
+        output=job.output,
+        cache=job.cache,
+        seed=job.task.seed,
+        run_seed=job.task.run_seed,
+        checkpoints=job.checkpoints,
+        io=job.io,
+        engine=open_engines(job.registry, job.config.get("engine"), model, job.closing, why_none=why_none),
+        verifiers=open_step_verifiers(job.registry, job.config.get("verifiers") or {}, job.evidence, job.closing),
+        shapers=open_shapers(job.registry, job.config.get("shapers") or ()),
+        inputs=job.inputs,
+        options={**(job.config.get("model_options") or {}), "recipe_dir": job.task.recipe_dir},
+    )
+    result: StageResult = job.registry.load(spec)(config).run(context)
+    return _finish_model(job, kind, result, facts)
+
+
+def _finish_model(job: Job, kind: str, result: StageResult, facts: Mapping[str, Any]) -> dict[str, Any]:
+    if Path(result.model).resolve() != job.output.resolve():
+        raise StepFailedError(job.task.step, f"stage {kind!r} left its model in {str(result.model)!r} and not in the output folder it was given")
+    if not any(job.output.iterdir()):
+        raise StepFailedError(job.task.step, f"stage {kind!r} left no model in its output folder")
+    weights = inspect_weights(job.output)
+    if weights is not None and weights.non_finite:
+        raise ModelError(
+            f"the weights are not finite in {', '.join(map(repr, weights.non_finite[:3]))} ({len(weights.non_finite)} tensors): "
+            "train with a lower lr or stronger clipping"
+        )
+    found = {**facts, **result.facts}
+    write_json(job.output / "stage.json", {"kind": kind, "metrics": dict(result.metrics), "facts": found})
+    lineage = model_lineage(job.task, job.inputs, kind, weights, found)
+    write_lineage(job.output, lineage)
+    _write_card(job.output, lineage)
+    summary: dict[str, Any] = {"metrics": dict(result.metrics)}
+    if weights is not None:
+        summary |= {"parameters": weights.parameters, "weights_sha256": weights.sha256}
+    return summary
+
+
+def _write_card(folder: Path, lineage: Mapping[str, Any]) -> None:
+    try:
+        from steelyard.report import model_card
+    except ImportError:
+        return
+    (folder / "README.md").write_text(model_card(folder, lineage), encoding="utf-8")
+
+
+def _items(job: Job) -> dict[str, Any]:
+    suite = _suite(job)
+    harness = job.registry.load(job.registry.get("harnesses", suite.harness))()
+    count = 0
+    with open(job.output / "items.jsonl", "w", encoding="utf-8") as file:
+        for item in harness.items(suite):
+            file.write(json.dumps({"task": item.task, "id": item.id, "fields": dict(item.fields)}, ensure_ascii=False) + "\n")
+            count += 1
+    if count == 0:
+        raise DataError(f"suite {suite.name!r} has no items")
+    return {"items": count}
+
+
+def _data(job: Job) -> dict[str, Any]:
+    from steelyard.rows import write_rows
+
+    config = job.config
+    spec, options = configure(job.registry, "mixers", config["kind"], config["options"])
+    why_none = f"a data entry of kind {config['kind']!r} samples no model, so that it has no engine"
+    context = MixContext(
+        config=options,
+        sources=open_sources(job.registry, config["sources"], job.task.recipe_dir),
+        seed=job.task.seed,
+        run_seed=job.task.run_seed,
+        model=job.inputs["model"],
+        cache=job.cache,
+        io=job.io,
+        engine=open_engines(job.registry, config.get("engine"), job.inputs["model"], job.closing, why_none=why_none),
+        verifiers=open_step_verifiers(job.registry, config["verifiers"], job.evidence, job.closing),
+        data=job.inputs.get("prompts"),
+    )
+    result = job.registry.load(spec)(options).mix(context)
+    shares = [asdict(share) for share in result.shares]
+    rows = write_rows(job.output, result.rows, {"shares": shares, "facts": dict(result.facts)})
+    if rows == 0:
+        raise DataError(f"data entry {job.task.step.rpartition('/')[2]!r} came out without a row")
+    tokens = [share.tokens for share in result.shares if share.tokens is not None]
+    return {"rows": rows, **({"tokens": sum(tokens)} if tokens else {}), "facts": dict(result.facts)}
+
+
+def _decontaminate(job: Job) -> dict[str, Any]:
+    from steelyard.decontaminate import ContaminatedError, ItemIndex, Rule, clean, read_items
+    from steelyard.rows import read_facts, read_rows, write_rows
+
+    config = job.config
+    items = [
+        {"task": f"{suite}/{item.task}", "id": item.id, "fields": dict(item.fields)}
+        for role, suite in sorted(config["roles"].items())
+        for item in read_items(job.inputs[f"items/{role}"] / "items.jsonl")
+    ]
+    index = ItemIndex.build(items, Rule(**config["rule"]))
+    data = job.inputs["data"]
+    cleaning = clean(
+        index,
+        _counted(read_rows(data), read_facts(data)["rows"], job.io),
+        action=config["action"],
+        reason=config["reason"],
+        suites=config["suites"],
+        source=job.task.step.partition("/")[2],
+    )
+    facts: dict[str, Any] = {name: value for name, value in read_facts(data).items() if name != "rows"}
+    try:
+        rows = write_rows(job.output, cleaning, facts)
+    except ContaminatedError as error:
+        _keep_refusal(job, error)
+        raise
+    write_json(job.output / "decontamination.json", cleaning.report.to_dict())
+    (job.output / "certificate.json").write_text(cleaning.certificate.to_json(), encoding="utf-8")
+    job.io.log(f"decontamination: {cleaning.certificate.sentence}")
+    if rows == 0:
+        raise DataError(f"every row of {job.task.step.partition('/')[2]!r} holds an evaluation item; take other data")
+    certificate = cleaning.certificate
+    return {"rows": rows, "removed": certificate.removed_rows, "decision": certificate.decision}
+
+
+def _keep_refusal(job: Job, error: Any) -> None:
+    """The refused dataset is thrown away; why it was refused is what the human needs."""
+    path = job.task.log.with_suffix(".decontamination.json")
+    write_json(path, error.report.to_dict())
+    job.io.log(f"the matches are in {path}")
+
+
+def _counted(rows: Iterator[Row], total: int, io: StepIO) -> Iterator[Row]:
+    for number, row in enumerate(rows, start=1):
+        if number % 1000 == 0 or number == total:
+            io.progress(number, total, "rows")
+        yield row
+
+
+def _evaluate(job: Job) -> dict[str, Any]:
+    suite = _suite(job)
+    harness = job.registry.load(job.registry.get("harnesses", suite.harness))()
+    context = EvaluateContext(
+        suite=suite,
+        model=job.inputs["model"],
+        output=job.output,
+        seed=job.task.seed,
+        io=job.io,
+        engine=open_engines(job.registry, job.config["engine"], job.inputs["model"], job.closing),
+        cache=job.cache,
+        options={**(job.config.get("model_options") or {}), **(job.config.get("options") or {})},
+    )
+    summary = harness.evaluate(context)
+    for name in ("items.jsonl", "eval.json"):
+        if not (job.output / name).is_file():
+            raise StepFailedError(job.task.step, f"harness {suite.harness!r} left no {name} in its output folder")
+    tasks = summary.get("tasks", {})
+    return {"tasks": {name: {"n": facts.get("n"), "score": facts.get("score")} for name, facts in tasks.items()}}
+
+
+def _suite(job: Job) -> Suite:
+    from steelyard.recipe.suite import Suite
+
+    return Suite.from_json({**job.config["suite"], "path": job.task.places["suite"]})
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Indented JSON in a folder that is not published yet, or that only a human reads."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+
+
+_EXECUTORS: Mapping[str, Callable[[Job], dict[str, Any]]] = {
+    "import": _import,
+    "items": _items,
+    "data": _data,
+    "decontaminate": _decontaminate,
+    "stage": _stage,
+    "evaluate": _evaluate,
+}

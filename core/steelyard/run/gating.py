@@ -1,0 +1,83 @@
+"""A round's gate as the run sees it: the policy for this round and suite, what is known of the challenger, the decision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from steelyard.events import GateEvent
+from steelyard.run.lineage import read_lineage
+
+if TYPE_CHECKING:
+    from steelyard.gate import GateFacts, PolicyConfig
+    from steelyard.plugins import Registry
+    from steelyard.recipe.schema import Recipe, Round
+    from steelyard.recipe.suite import Suite
+
+__all__ = ["gate_facts", "round_policy", "weigh_round"]
+
+
+def round_policy(recipe: Recipe, entry: Round, suite: Suite) -> PolicyConfig:
+    """The policy of a round, with what the suite declares and the recipe leaves open.
+
+    A margin or weight that the recipe gives a task goes before the suite's. ``guards: all`` means the tasks that the suite marks as
+    guards, or every task where it marks none."""
+    policy = recipe.policy_of(entry)
+    marked = sorted(task.name for task in suite.tasks if task.guard)
+    margins = {task.name: task.margin for task in suite.tasks if task.margin is not None}
+    weights = {task.name: task.weight for task in suite.tasks}
+    changes: dict[str, Any] = {"margins": {**margins, **policy.margins}, "weights": {**weights, **policy.weights}}
+    if policy.guards == "all" and marked:
+        changes["guards"] = marked
+    return policy.model_copy(update=changes)
+
+
+def gate_facts(recipe: Recipe, challenger: Path, suites: Mapping[str, Suite]) -> GateFacts:
+    """What the run knows of the challenger: every dataset in its ancestry, their certificates, the suites a gate must not see.
+
+    That its weights are finite was proven when its artifact was committed."""
+    from steelyard.gate.refusals import Certificate, GateFacts
+
+    datasets = list(_datasets(read_lineage(challenger)))
+    certificates = [
+        Certificate(data["step"], suite, str(version))
+        for data in datasets
+        for suite, version in ((data["certificate"] or {}).get("suites") or {}).items()
+    ]
+    return GateFacts(
+        # Where the recipe keeps its data apart from no suite at all, the refusal has to say so.
+        training_data=tuple(dict.fromkeys(data["step"] for data in datasets)),
+        certificates=tuple(dict.fromkeys(certificates)),
+        unseen_suites=tuple(suite.name for role, suite in suites.items() if role == "unseen"),
+        score_ranges={task.name: task.score_range for task in suites["dev"].tasks},
+    )
+
+
+def _datasets(lineage: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    if lineage.get("data"):
+        yield lineage["data"]
+    for parent in lineage["parents"].values():
+        yield from _datasets(parent)
+
+
+def weigh_round(
+    registry: Registry,
+    policy: PolicyConfig,
+    facts: GateFacts,
+    *,
+    run_dir: Path,
+    round_name: str,
+    champion: Path,
+    challenger: Path,
+) -> dict[str, Any]:
+    """The content of ``verdict.json``. Plugins are asked for objections where the policy would promote.
+
+    Errors: :class:`~steelyard.errors.GateRefusal` with every reason why the two cannot be weighed."""
+    weigh = registry.load(registry.get("gate_policies", policy.policy))
+    verdict = weigh(champion, challenger, policy, facts=facts)
+    if verdict.decision == "promote":
+        event = GateEvent(run_dir=run_dir, round=round_name, champion=champion, challenger=challenger, verdict=verdict.to_json())
+        verdict = verdict.with_objections(registry.objections(event))
+    content: dict[str, Any] = verdict.to_json()
+    return content

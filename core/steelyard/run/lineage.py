@@ -1,0 +1,123 @@
+"""What a model was made from: ``lineage.json`` in every model folder, nested down to the base, so that it holds away from its run too."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from steelyard.errors import DataError, UsageError
+from steelyard.run.artifacts import read_manifest
+
+if TYPE_CHECKING:
+    from steelyard.run.tasks import Task
+    from steelyard.run.weights import WeightsFacts
+
+__all__ = ["LINEAGE_NAME", "Branch", "branches", "find_lineage", "model_lineage", "read_lineage", "write_lineage"]
+
+LINEAGE_NAME = "lineage.json"
+_MODEL_ROLES = ("model", "reference")
+
+
+def model_lineage(
+    task: Task, inputs: Mapping[str, Path], kind: str, weights: WeightsFacts | None, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The lineage of the model that ``task`` made. Holds no time and no path: the same work gives the same text.
+
+    Keys: ``format``, ``step``, ``kind``, ``key``, ``config``, ``seed``, ``weights_sha256``, ``parameters``, ``template_hash``, ``origin``
+    (of a base), ``data`` (step, key, rows, shares, certificate) and ``parents`` (role → the lineage of that model).
+    """
+    parents = {}
+    for role in _MODEL_ROLES:
+        # A reference that is the starting model itself is said once.
+        if role in inputs and task.input_keys[role] not in [parent["key"] for parent in parents.values()]:
+            parents[role] = read_lineage(inputs[role])
+    return {
+        "format": 1,
+        "step": task.step,
+        "kind": kind,
+        "key": task.key,
+        "config": dict(task.config.get("options") or task.config.get("base") or {}),
+        "seed": task.seed,
+        "weights_sha256": weights.sha256 if weights else None,
+        "parameters": weights.parameters if weights else None,
+        "template_hash": facts.get("template_hash"),
+        "origin": facts.get("origin") or None,
+        "data": _dataset(inputs["data"], task.input_keys["data"]) if "data" in inputs else None,
+        "parents": parents,
+    }
+
+
+def _dataset(folder: Path, key: str) -> dict[str, Any]:
+    facts = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+    certificate = folder / "certificate.json"
+    return {
+        "step": read_manifest(folder).step,
+        "key": key,
+        "rows": facts.get("rows"),
+        "shares": facts.get("shares", []),
+        "certificate": json.loads(certificate.read_text(encoding="utf-8")) if certificate.is_file() else None,
+    }
+
+
+def write_lineage(folder: Path, lineage: Mapping[str, Any]) -> None:
+    """Writes ``lineage.json`` into a model folder that is not published yet."""
+    (folder / LINEAGE_NAME).write_text(json.dumps(lineage, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_lineage(folder: Path) -> dict[str, Any]:
+    """The lineage of a model folder. Errors: :class:`UsageError` where there is none, :class:`DataError` for one that is torn."""
+    path = folder / LINEAGE_NAME
+    try:
+        lineage = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{str(folder)!r} has no {LINEAGE_NAME}: it was not made by Steelyard") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{str(path)!r} cannot be read: {error}") from None
+    if not isinstance(lineage, dict) or lineage.get("format") != 1:
+        raise DataError(f"{str(path)!r} is not a lineage of format 1")
+    return lineage
+
+
+def find_lineage(place: Path) -> dict[str, Any]:
+    """The lineage of a model folder, or of a run's champion. Errors: as :func:`read_lineage`."""
+    if not place.exists():
+        raise UsageError(f"no model folder and no run folder at {str(place)!r}")
+    champion = place / "champion"
+    if champion.exists() and not (place / LINEAGE_NAME).is_file():
+        return read_lineage(champion)
+    return read_lineage(place)
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A line of the tree: how deep it stands, the role it plays for the line above, what it is, and facts about it."""
+
+    depth: int
+    role: str
+    title: str
+    facts: str
+
+
+def branches(lineage: Mapping[str, Any], role: str = "", depth: int = 0) -> Iterator[Branch]:
+    """The lineage as the lines of a tree, the model itself first, then what it was made from."""
+    weights, parameters = lineage.get("weights_sha256"), lineage.get("parameters")
+    facts = [f"key {lineage['key'][:12]}"]
+    facts += [f"{parameters:,} parameters"] if parameters else []
+    facts += [f"weights sha256 {weights[:12]}"] if weights else []
+    facts += [f"from {lineage['origin']}"] if lineage.get("origin") else []
+    yield Branch(depth, role, f"{lineage['step']} ({lineage['kind']})", ", ".join(facts))
+    data = lineage.get("data")
+    if data:
+        yield Branch(depth + 1, "data", f"{data['step']}, {data['rows']:,} rows", f"key {data['key'][:12]}, {_certified(data['certificate'])}")
+    for name, parent in lineage["parents"].items():
+        yield from branches(parent, name, depth + 1)
+
+
+def _certified(certificate: Mapping[str, Any] | None) -> str:
+    if certificate is None:
+        return "no decontamination certificate"
+    suites = ", ".join(f"{name} {version}" for name, version in certificate["suites"].items())
+    return f"{certificate['decision']} against {suites}"

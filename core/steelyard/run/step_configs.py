@@ -1,0 +1,208 @@
+"""What each kind of step is made of: its configuration as JSON, the plugins that serve it, its seed, the outside files it depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from steelyard.errors import UsageError
+from steelyard.protocols import Fingerprinted
+from steelyard.records import derive_seed
+from steelyard.run.keys import Serving, fingerprint_path
+from steelyard.run.plan import BASE, Step
+
+if TYPE_CHECKING:
+    from steelyard.plugins import Registry
+    from steelyard.recipe.entries import DataEntry, Entry, StageEntry, VerifierEntry
+    from steelyard.recipe.schema import Recipe, Round
+    from steelyard.recipe.suite import Suite
+
+__all__ = ["StepConfigs"]
+
+
+class StepConfigs:
+    """Makes the steps of a recipe; the caller says what their inputs are."""
+
+    def __init__(self, recipe: Recipe, registry: Registry, recipe_dir: Path):
+        self._recipe, self._registry, self._recipe_dir = recipe, registry, recipe_dir
+        self._suites: dict[str, Suite] = {}
+        self._known_servings: dict[tuple[str, str], Serving] = {}
+
+    def base(self) -> Step:
+        base = self._recipe.base.model_dump(mode="json")
+        seed = derive_seed(self._recipe.seed, BASE)
+        config = {"base": base}
+        fingerprints = {**self._fingerprint("base", self._registry.configure(self._registry.get("stages", "import"), base))}
+        if base["model"] is not None:
+            fingerprints |= self._local("base.model", base["model"])
+        if (base["chat_template"] or "").endswith(".jinja"):
+            fingerprints |= self._local("base.chat_template", base["chat_template"], must_exist=True)
+        key_seed = seed if base["new"] is not None else None
+        serving = self._serving(("stages", "import"))
+        return Step(BASE, "import", config, seed=seed, key_seed=key_seed, serving=serving, fingerprints=fingerprints)
+
+    def items(self, role: str) -> Step:
+        suite = self.suite(role)
+        return Step(
+            f"items/{role}",
+            "items",
+            {"suite": _without_path(suite)},
+            serving=self._serving(("harnesses", suite.harness)),
+            fingerprints=self._suite_files(suite),
+            places={"suite": str(suite.path)},
+        )
+
+    def data(self, step_id: str, entry: DataEntry, round_name: str | None, inputs: Mapping[str, str]) -> Step:
+        spec = self._registry.get("mixers", entry.kind)
+        verifiers = self._recipe.verifiers_of(entry) if spec.needs_verifiers or spec.samples_model else entry.verifiers
+        shares = ("name", "count", "fraction", "weight", "epochs")
+        sources = [{**_plain(source), **{name: getattr(source, name) for name in shares}} for source in entry.sources]
+        engine = _plain(self._recipe.engine) if spec.samples_model else None
+        config = {**_plain(entry), "sources": sources, "verifiers": _verifiers(verifiers), "engine": engine}
+        fingerprints = {**self._fingerprint(f"data.{entry.kind}", entry.options)}
+        for number, source in enumerate(entry.sources):
+            fingerprints |= self._fingerprint(f"sources.{number}", source.options)
+        served_by = [("mixers", entry.kind), *(("sources", s.kind) for s in entry.sources), *_kinds(verifiers)]
+        serving = self._serving(*served_by, *([("engines", self._recipe.engine.kind)] if engine else []))
+        # By the entry's name and round, so that two runs of one recipe agree and two rounds differ.
+        seed = derive_seed(self._recipe.seed, step_id)
+        return Step(
+            step_id, "data", config, inputs, round_name, seed=seed, key_seed=seed, serving=serving, fingerprints=fingerprints
+        )
+
+    def decontaminate(self, step_id: str, round_name: str | None, inputs: Mapping[str, str]) -> Step:
+        from steelyard import __version__
+        from steelyard.decontaminate.rule import NORMALISATION
+
+        wanted = self._recipe.decontaminate
+        suites = {role: self.suite(role) for role in wanted.against}
+        config = {
+            "rule": {"ngram": wanted.ngram, "coverage": wanted.coverage, "max_overlap": wanted.max_overlap, "min_words": min(3, wanted.ngram)},
+            "normalisation": NORMALISATION,
+            "action": "report" if wanted.waive else wanted.action,
+            "reason": wanted.waive,
+            "roles": {role: suite.name for role, suite in suites.items()},
+            "suites": {suite.name: str(suite.version) for suite in suites.values()},
+        }
+        return Step(step_id, "decontaminate", config, inputs, round_name, serving=(Serving("core", __version__, ""),))
+
+    def stage(self, step_id: str, entry: StageEntry, round_name: str, inputs: Mapping[str, str]) -> Step:
+        engine = self._recipe.engine.overridden(entry.engine, self._registry) if entry.engine else self._recipe.engine
+        spec = self._registry.get("stages", entry.kind)
+        verifiers = self._recipe.verifiers_of(entry) if spec.needs_verifiers else entry.verifiers
+        config = {
+            **_plain(entry),
+            "engine": _plain(engine),
+            "verifiers": _verifiers(verifiers),
+            "shapers": [_plain(shaper) for shaper in entry.shapers],
+            "model_options": self._model_options(),
+        }
+        serving = self._serving(
+            ("stages", entry.kind), ("engines", engine.kind), *_kinds(verifiers), *(("shapers", s.kind) for s in entry.shapers)
+        )
+        seed = derive_seed(self._recipe.seed, step_id)
+        fingerprints = self._fingerprint("stage", entry.options)
+        return Step(
+            step_id, "stage", config, inputs, round_name, seed=seed, key_seed=seed, serving=serving, fingerprints=fingerprints
+        )
+
+    def evaluate(self, step_id: str, role: str, model: str, round_name: str | None) -> Step:
+        suite = self.suite(role)
+        wanted = self._recipe.evaluate
+        engine = self._recipe.engine.overridden(wanted.engine, self._registry) if wanted.engine else self._recipe.engine
+        # One seed for all models on a suite: the champion and the challenger see the same prompts and the same draws.
+        seed = derive_seed(self._recipe.seed, "evaluate", role)
+        return Step(
+            step_id,
+            "evaluate",
+            {
+                "suite": _without_path(suite),
+                "engine": _plain(engine),
+                "options": {"batch_size": wanted.batch_size},
+                "model_options": self._model_options(),
+            },
+            {"model": model},
+            round_name,
+            seed=seed,
+            key_seed=seed,
+            serving=self._serving(("harnesses", suite.harness), ("engines", engine.kind)),
+            fingerprints=self._suite_files(suite),
+            places={"suite": str(suite.path)},
+        )
+
+    def gate(self, step_id: str, entry: Round, inputs: Mapping[str, str]) -> Step:
+        from steelyard.run.gating import round_policy
+
+        policy = round_policy(self._recipe, entry, self.suite("dev"))
+        config = {"policy": policy.model_dump(mode="json")}
+        return Step(step_id, "gate", config, inputs, entry.name, serving=self._serving(("gate_policies", policy.policy)))
+
+    def suite(self, role: str) -> Suite:
+        """The suite of that role, read once."""
+        from steelyard.recipe.suite import load_suite
+
+        if role not in self._suites:
+            self._suites[role] = load_suite(self._recipe.suites[role], self._registry, self._recipe_dir)
+        return self._suites[role]
+
+    # What goes into keys
+
+    def _model_options(self) -> dict[str, Any]:
+        return {"trust_remote_code": self._recipe.base.trust_remote_code, "chat_template": self._recipe.base.chat_template}
+
+    def _serving(self, *kinds: tuple[str, str]) -> tuple[Serving, ...]:
+        return tuple(sorted({self._serving_of(family, kind) for family, kind in kinds}))
+
+    def _serving_of(self, family: str, kind: str) -> Serving:
+        if (family, kind) not in self._known_servings:
+            owner = self._registry.owner(self._registry.get(family, kind))
+            # The hash of core would change with every file of it, whatever that file is for; its version speaks for it.
+            code = "" if owner.module.startswith("steelyard.") else owner.hash
+            self._known_servings[family, kind] = Serving(owner.name, owner.version, code)
+        return self._known_servings[family, kind]
+
+    def _fingerprint(self, place: str, options: Any) -> dict[str, str]:
+        if not isinstance(options, Fingerprinted):
+            return {}
+        try:
+            return {place: options.fingerprint(self._recipe_dir)}
+        except OSError as error:
+            raise UsageError(f"{place}: {error.strerror or error}: {error.filename!r}") from error
+
+    def _local(self, place: str, ref: str, *, must_exist: bool = False) -> dict[str, str]:
+        """The fingerprint of what ``ref`` names on this disk; nothing for a reference to elsewhere."""
+        path = self._recipe_dir / Path(ref).expanduser()
+        if path.exists():
+            return {place: fingerprint_path(path)}
+        if must_exist:
+            raise UsageError(f"{place}: no file {str(path)!r}")
+        return {}
+
+    def _suite_files(self, suite: Suite) -> dict[str, str]:
+        """Task files of the suite, with the folders they stand in (templates, local data, metrics)."""
+        found = {}
+        for task in suite.tasks:
+            if task.task.endswith((".yaml", ".yml")):
+                file = suite.path.parent / task.task
+                own_folder = file.parent != suite.path.parent
+                found[f"suite.{task.name}"] = fingerprint_path(file.parent if own_folder else file)
+        return found
+
+
+def _plain(entry: Entry) -> dict[str, Any]:
+    """An entry's kind and its plugin's options, complete, as JSON."""
+    options = entry.options.model_dump(mode="json", by_alias=True) if entry.options is not None else {}
+    return {"kind": entry.kind, "options": options}
+
+
+def _verifiers(entries: Mapping[str, VerifierEntry]) -> dict[str, dict[str, Any]]:
+    return {name: {**_plain(entry), "timeout_s": entry.timeout_s} for name, entry in entries.items()}
+
+
+def _kinds(entries: Mapping[str, VerifierEntry]) -> Sequence[tuple[str, str]]:
+    return [("verifiers", entry.kind) for entry in entries.values()]
+
+
+def _without_path(suite: Suite) -> dict[str, Any]:
+    return {name: value for name, value in suite.to_json().items() if name != "path"}

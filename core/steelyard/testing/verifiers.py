@@ -1,0 +1,159 @@
+"""What every verifier keeps: gold answers score full marks, damaged ones less, hostile texts neither raise nor score nor hang."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from steelyard.protocols import Verifier
+from steelyard.records import Completion, Outcome, Verdict
+
+__all__ = ["VerifierContract", "completion_of", "hostile_texts"]
+
+
+def completion_of(text: str) -> Completion:
+    """A completion with this text and no tokens."""
+    return Completion(prompt_id="conformance", sample=0, token_ids=(), text=text, finish_reason="stop")
+
+
+def hostile_texts(size: int = 20_000) -> Iterator[str]:
+    """Texts that have broken parsers: empty, unprintable, unbalanced, huge, catastrophic for a backtracking expression, executable.
+
+    None of them answers anything. ``size`` is the length of the long ones."""
+    yield from (
+        "",
+        " ",
+        "\n\n\n",
+        "\x00",
+        "\x1b[31m",
+        "\ufeff",
+        "\u202e\u200f",
+        "\ud800",
+        "𝟘",
+        "Ⅻ",
+        "½",
+        "٣",
+        "∞",
+        "NaN",
+        "inf",
+        "-",
+        ".",
+        ",",
+    )
+    yield from ("None", "null", "True", "[]", "{}", "%s", "{0.__class__}", "$(reboot)", "../../etc/passwd", "<script>alert(1)</script>")
+    yield from (
+        "9^{9^{9^{9}}}",
+        "9**9**9**9",
+        "(10^9)!",
+        "1e999999999",
+        "10^{10^{10}}",
+        "\\frac{1}{0}",
+        "1/0",
+        "\\sqrt{\\sqrt{",
+        "\\boxed{",
+    )
+    yield from (
+        "__import__('os').system('true')",
+        "().__class__.__bases__[0].__subclasses__()",
+        "exec('raise SystemExit')",
+        "####",
+        "\\boxed{}",
+    )
+    for unit in (
+        "(",
+        ")",
+        "[",
+        "{",
+        "}",
+        "\\frac{",
+        "\\left(",
+        "$",
+        "a",
+        "a ",
+        "\n",
+        "-",
+        "#",
+        "####",
+        "\\",
+        "é",
+        "(a+)+",
+        "))((",
+        "{{0",
+        "ans: ",
+    ):
+        yield unit * (size // len(unit))
+    yield "a" * size + "!"
+    yield " " * size + "x"
+    yield "\t \n" * (size // 3) + "("
+
+
+class VerifierContract:
+    """Subclass, implement :meth:`make`, give ``gold``; see README.md."""
+
+    gold: Sequence[tuple[str, Any]] = ()
+    """Completions that are right, each with its reference."""
+    wrong: Sequence[tuple[str, Any]] = ()
+    """Further completions that are wrong, beside those that :meth:`damaged` makes of the gold ones."""
+    full_marks: float = 1.0
+    seconds: float = 1.0
+    """The most that one check of a text of 20,000 characters may take."""
+
+    def make(self) -> Verifier:
+        """The verifier under test."""
+        raise NotImplementedError
+
+    def damaged(self, text: str) -> Iterator[str]:
+        """Wrong versions of a right completion. Override where one of these would still be right."""
+        yield ""
+        yield text[: len(text) // 2] if len(text) > 1 else "?"
+        yield text + "8"
+        yield "no idea"
+
+    def _verdict(self, text: str, reference: Any) -> Verdict:
+        verdict = self.make().verify(completion_of(text), reference)
+        assert isinstance(verdict, Verdict), f"{text[:80]!r} got {verdict!r}, not a Verdict"
+        assert verdict.score is None or math.isfinite(verdict.score), f"{text[:80]!r} got the score {verdict.score!r}"
+        return verdict
+
+    def test_the_contract_is_given_gold_answers(self) -> None:
+        assert self.gold, f"{type(self).__name__}.gold is empty, so nothing would be tested"
+
+    def test_it_satisfies_the_protocol(self) -> None:
+        assert isinstance(self.make(), Verifier)
+
+    def test_gold_answers_score_full_marks(self) -> None:
+        for text, reference in self.gold:
+            verdict = self._verdict(text, reference)
+            assert verdict.outcome is Outcome.CORRECT, f"{text!r} for {reference!r}: {verdict}"
+            assert verdict.score == self.full_marks, f"{text!r} for {reference!r}: {verdict}"
+
+    def test_damaged_and_wrong_answers_score_less(self) -> None:
+        for text, reference in [*((bad, ref) for good, ref in self.gold for bad in self.damaged(good)), *self.wrong]:
+            verdict = self._verdict(text, reference)
+            assert verdict.outcome is not Outcome.CORRECT, f"{text!r} for {reference!r}: {verdict}"
+            assert verdict.score is not None, f"{text!r} for {reference!r} failed: {verdict}"
+            assert verdict.score < self.full_marks, f"{text!r} for {reference!r}: {verdict}"
+
+    def test_hostile_texts_neither_raise_nor_score(self) -> None:
+        for text in hostile_texts():
+            for _, reference in self.gold:
+                verdict = self._verdict(text, reference)
+                assert verdict.outcome is not Outcome.CORRECT, f"{text[:80]!r} for {reference!r}: {verdict}"
+
+    def test_every_check_ends_in_time(self) -> None:
+        for text in hostile_texts():
+            started = time.perf_counter()
+            self._verdict(text, self.gold[0][1])
+            took = time.perf_counter() - started
+            assert took <= self.seconds, f"{text[:80]!r} took {took:.2f} s, more than {self.seconds} s"
+
+    def test_the_same_check_gives_the_same_verdict_and_changes_nothing(self) -> None:
+        for text, reference in self.gold:
+            before = copy.deepcopy(reference)
+            verifier = self.make()
+            first, second = (verifier.verify(completion_of(text), reference) for _ in range(2))
+            assert first == second
+            assert reference == before
