@@ -176,6 +176,8 @@ class SteelyardLM(TemplateLM):  # type: ignore[misc]
         return texts
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        if not hasattr(self.engine, "score_tokens"):
+            return [s.logprob for s in self.engine.score([("", request.args[0]) for request in requests])]
         windows: list[tuple[tuple[str, str], list[int], list[int]]] = []
         owners: list[int] = []
         for index, request in enumerate(requests):

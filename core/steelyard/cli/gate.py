@@ -29,6 +29,7 @@ def command(ctx: click.Context, champion: Path, challenger: Path, policy_file: P
     """
     from steelyard.events import GateEvent
     from steelyard.gate import PolicyConfig, load_policy
+    from steelyard.gate.refusals import refusal_to_json
 
     policy = load_policy(policy_file) if policy_file else PolicyConfig()
     registry = registry_from(ctx)
@@ -37,7 +38,7 @@ def command(ctx: click.Context, champion: Path, challenger: Path, policy_file: P
         verdict: Verdict = weigh(champion, challenger, policy)
     except GateRefusal as refusal:
         if as_json:
-            emit_json({"decision": None, "sentence": f"cannot be weighed: {refusal}", "refusals": list(refusal.reasons)})
+            emit_json(refusal_to_json(refusal))
         raise
     if verdict.promoted:
         event = GateEvent(None, str(policy.round), champion, challenger, verdict.to_json())

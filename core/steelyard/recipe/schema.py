@@ -104,6 +104,8 @@ class Decontaminate(Section):
     """A row overlaps with an item when at least this share of the item's words lies in n-grams of the row."""
     max_overlap: float = Field(default=0.02, ge=0, le=1)
     """The largest share of a suite's items that a dataset may overlap with before it is not used at all."""
+    min_words: int = Field(default=3, ge=1)
+    """Items of fewer words match a row's whole text only."""
     action: Literal["remove", "refuse"] = "remove"
     """What becomes of rows that overlap: they are taken out, or the run stops."""
     waive: str | None = Field(default=None, min_length=1)

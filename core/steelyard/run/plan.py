@@ -132,6 +132,11 @@ def make_plan(recipe: Recipe, registry: Registry, recipe_dir: Path) -> Plan:
     Errors: :class:`UsageError` for an outside file that is not there, :class:`~steelyard.errors.PluginError`."""
     from steelyard.run.step_configs import StepConfigs
 
+    if "dev" in recipe.suites and "dev" not in recipe.decontaminate.against:
+        raise UsageError(
+            "decontaminate.against leaves out 'dev', and a gate refuses a model whose data was not held against its suite: "
+            "add dev, or give a reason under decontaminate.waive"
+        )
     planner = _Planner(recipe, registry, StepConfigs(recipe, registry, recipe_dir))
     return Plan(tuple(planner.steps()), tuple(planner.rounds()))
 

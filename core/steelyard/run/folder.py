@@ -1,0 +1,177 @@
+"""The run folder: where everything is, and how a new one begins.
+
+::
+
+    recipe.yaml resolved.json manifest.json   what was asked; what it meant; what ran it
+    ledger.db metrics.jsonl                   the record
+    artifacts/<key>/ champion                 what was made, and the link to the model that holds the title
+    cache/ checkpoints/<key>/ logs/<step>.log what may be deleted once the run is done
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from steelyard.errors import DataError, UsageError
+from steelyard.run.durable import storage_errors, write_json, write_text
+from steelyard.run.ledger import LEDGER_NAME
+from steelyard.run.lock import LOCK_NAME
+from steelyard.run.manifest import MANIFEST_NAME
+
+if TYPE_CHECKING:
+    from steelyard.plugins import Registry
+    from steelyard.recipe.loading import LoadedRecipe
+    from steelyard.recipe.schema import Recipe
+
+__all__ = ["RunFolder", "choose_folder"]
+
+_RESOLVED = "resolved.json"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The places of a run."""
+
+    path: Path
+
+    @property
+    def ledger(self) -> Path:
+        return self.path / LEDGER_NAME
+
+    @property
+    def artifacts(self) -> Path:
+        return self.path / "artifacts"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def champion(self) -> Path:
+        """The link to the model that holds the title."""
+        return self.path / "champion"
+
+    @property
+    def begun(self) -> bool:
+        """Whether a recipe was put here; the last thing that :meth:`begin` does."""
+        return (self.path / _RESOLVED).is_file()
+
+    def begin(self, loaded: LoadedRecipe) -> None:
+        """Writes down what was asked and what it means. Errors: :class:`~steelyard.errors.StorageError`."""
+        write_text(self.path / "recipe.yaml", loaded.text)
+        write_json(self.path / MANIFEST_NAME, {"format": 1, "recipe": str(loaded.path), "recipe_dir": str(loaded.base), "sessions": []})
+        write_json(self.path / _RESOLVED, loaded.recipe.to_json())
+
+    def add_session(self, session: dict[str, Any]) -> None:
+        """Notes in the manifest that a session begins."""
+        manifest = self.manifest()
+        write_json(self.path / MANIFEST_NAME, {**manifest, "sessions": [*manifest["sessions"], session]})
+
+    def manifest(self) -> dict[str, Any]:
+        return self._read(MANIFEST_NAME)
+
+    def resolved(self) -> dict[str, Any]:
+        """The resolved recipe as JSON."""
+        return self._read(_RESOLVED)
+
+    def recipe(self, registry: Registry) -> Recipe:
+        """The resolved recipe. Errors: :class:`~steelyard.errors.RecipeError`."""
+        from steelyard.recipe.schema import Recipe
+
+        return Recipe.from_json(self.resolved(), registry, self.recipe_dir())
+
+    def recipe_dir(self) -> Path:
+        """The folder that the recipe's relative paths start from."""
+        return Path(self.manifest()["recipe_dir"])
+
+    def prepare(self) -> None:
+        """Makes the subfolders. Errors: :class:`~steelyard.errors.StorageError`."""
+        with storage_errors(self.path):
+            for folder in (self.artifacts, self.checkpoints, self.logs, self.path / "cache"):
+                folder.mkdir(parents=True, exist_ok=True)
+
+    def _read(self, name: str) -> dict[str, Any]:
+        path = self.path / name
+        try:
+            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UsageError(f"{str(self.path)!r} is not a run folder: it has no {name}") from None
+        except ValueError as error:
+            raise DataError(f"{str(path)!r} is torn: {error}") from None
+        return values
+
+
+def choose_folder(loaded: LoadedRecipe, wanted: Path | None, runs: Path = Path("runs")) -> tuple[RunFolder, str]:
+    """The folder that a recipe runs in, and a remark for the human where that needs one.
+
+    Without ``wanted`` it is ``runs/<name>``, or the next free number behind it when another recipe is there. A folder that has the same
+    resolved recipe is gone on with. Errors: :class:`UsageError` when ``wanted`` holds something else."""
+    resolved = loaded.recipe.to_json()
+    if wanted is not None:
+        folder = RunFolder(wanted)
+        if folder.begun and folder.resolved() != resolved:
+            raise UsageError(f"{str(wanted)!r} is a run of another recipe ({_difference(folder.resolved(), resolved)}): name another --run-dir")
+        if not folder.begun and _occupied(wanted):
+            raise UsageError(f"{str(wanted)!r} is not empty and not a run: name another --run-dir")
+        return folder, ""
+    for path in _candidates(runs / loaded.recipe.name):
+        folder = RunFolder(path)
+        if folder.begun and folder.resolved() == resolved:
+            return folder, ""
+        if not folder.begun and not _occupied(path):
+            first = runs / loaded.recipe.name
+            remark = f"{str(first)!r} is a run of another version of this recipe; this one goes to {str(path)!r}" if path != first else ""
+            return folder, remark
+    raise AssertionError("the numbers do not end")
+
+
+def _candidates(first: Path) -> Iterator[Path]:
+    yield first
+    number = 2
+    while True:
+        yield first.with_name(f"{first.name}-{number}")
+        number += 1
+
+
+def _occupied(path: Path) -> bool:
+    """Whether there is anything but what a begin that was cut short leaves."""
+    if not path.exists():
+        return False
+    if not path.is_dir():
+        return True
+    own = {"recipe.yaml", MANIFEST_NAME, LOCK_NAME}
+    return any(entry.name not in own and ".tmp-" not in entry.name for entry in path.iterdir())
+
+
+def _difference(old: Any, new: Any, place: str = "") -> str:
+    """The first place where two resolved recipes differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in sorted({*old, *new}):
+            if old.get(name) != new.get(name):
+                return _difference(old.get(name), new.get(name), f"{place}.{name}".lstrip("."))
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for number, (a, b) in enumerate(zip(old, new, strict=True)):
+            if a != b:
+                return _difference(a, b, f"{place}.{number}")
+    return f"{place} is {_short(old)} there and {_short(new)} here"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else text[:39] + "…"

@@ -1,0 +1,166 @@
+"""What the human sees while a run goes on, on stderr: live bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Protocol, Self, TextIO
+
+__all__ = ["LiveProgress", "PlainProgress", "Progress", "SilentProgress", "open_progress"]
+
+_PLAIN_SECONDS = 10.0
+
+
+class Progress(Protocol):
+    """A context manager that is told what happens."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+    def planned(self, steps: int) -> None: ...
+
+    def begin(self, step: str, position: int) -> None:
+        """A step begins, the ``position``-th of the plan (from 1)."""
+
+    def update(self, done: float, total: float | None, unit: str, note: str) -> None: ...
+
+    def log(self, message: str) -> None: ...
+
+    def finish(self, step: str, position: int, status: str, seconds: float, summary: Mapping[str, Any]) -> None: ...
+
+
+def open_progress(stream: TextIO | None = None) -> Progress:
+    """Bars when ``stream`` (default: stderr) is a terminal, else lines."""
+    stream = stream or sys.stderr
+    return LiveProgress() if stream.isatty() else PlainProgress(stream)
+
+
+class PlainProgress:
+    """A line when a step begins and ends, and one every ten seconds in between."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+        self._steps = 0
+        self._started = self._told = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        pass
+
+    def planned(self, steps: int) -> None:
+        self._steps = steps
+
+    def begin(self, step: str, position: int) -> None:
+        self._started = self._told = time.monotonic()
+        self.log(f"[{position}/{self._steps}] {step} …")
+
+    def update(self, done: float, total: float | None, unit: str, note: str) -> None:
+        now = time.monotonic()
+        if now - self._told < _PLAIN_SECONDS:
+            return
+        self._told = now
+        rate = done / max(now - self._started, 1e-9)
+        parts = [f"{done:g}" + (f"/{total:g}" if total else "") + f" {unit}", f"{rate:.3g} {unit}/s"]
+        parts += [f"{duration((total - done) / rate)} left"] if total and rate > 0 else []
+        self.log("    " + ", ".join([*parts, *([note] if note else [])]))
+
+    def log(self, message: str) -> None:
+        print(message, file=self._stream, flush=True)
+
+    def finish(self, step: str, position: int, status: str, seconds: float, summary: Mapping[str, Any]) -> None:
+        took = "" if status == "reused" else f" in {duration(seconds)}"
+        said = in_words(summary)
+        self.log(f"[{position}/{self._steps}] {step} {status}{took}{f' — {said}' if said else ''}")
+
+
+class SilentProgress(PlainProgress):
+    """Says nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+
+    def log(self, message: str) -> None:
+        pass
+
+
+class LiveProgress:
+    """Two bars: the steps of the run, and the step that is running with its rate and the time left. Finished steps scroll up."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bars
+
+        self._bars = Bars(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}", markup=False),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+            console=Console(stderr=True, highlight=False),
+            transient=True,
+        )
+        self._run = self._bars.add_task("steps", total=None, rate="", note="")
+        self._step: Any = None
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bars.stop()
+
+    def planned(self, steps: int) -> None:
+        self._bars.update(self._run, total=steps)
+
+    def begin(self, step: str, position: int) -> None:
+        self._step = self._bars.add_task(step, total=None, rate="", note="")
+
+    def update(self, done: float, total: float | None, unit: str, note: str) -> None:
+        if self._step is not None:
+            speed = self._bars.tasks[-1].speed
+            rate = f"{speed:.3g} {unit}/s" if speed else unit
+            self._bars.update(self._step, completed=done, total=total, rate=rate, note=note)
+
+    def log(self, message: str) -> None:
+        self._bars.console.print(message, markup=False)
+
+    def finish(self, step: str, position: int, status: str, seconds: float, summary: Mapping[str, Any]) -> None:
+        if self._step is not None:
+            self._bars.remove_task(self._step)
+            self._step = None
+        self._bars.update(self._run, completed=position)
+        took = "" if status == "reused" else f" in {duration(seconds)}"
+        said = in_words(summary)
+        self.log(f"{step} {status}{took}{f' — {said}' if said else ''}")
+
+
+def duration(seconds: float) -> str:
+    """``"3.2 s"``, ``"4 min 05 s"``, ``"2 h 10 min"``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def in_words(summary: Mapping[str, Any]) -> str:
+    """The few facts of a step's summary that fit on its line."""
+    parts = []
+    for name in ("items", "rows", "tokens", "parameters"):
+        if isinstance(summary.get(name), int):
+            parts.append(f"{summary[name]:,} {name}")
+    if summary.get("removed"):
+        parts.append(f"{summary['removed']:,} removed")
+    parts += [f"{name} {value:.4g}" for name, value in (summary.get("metrics") or {}).items() if name in ("train/loss",)]
+    tasks = {name: task.get("score") for name, task in (summary.get("tasks") or {}).items()}
+    parts += [f"{name} {score:.3f}" for name, score in list(tasks.items())[:8] if isinstance(score, int | float)]
+    return ", ".join(parts)

@@ -1,0 +1,247 @@
+"""From a task of a suite to an lm-eval task with its items: where the data comes from, which id an item has, what identifies the task."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lm_eval.tasks import TaskManager
+from steelyard.errors import DataError, SteelyardError, UsageError, nearest
+from steelyard.recipe.suite import Suite, SuiteTask
+
+from steelyard_evals.config import TaskOptions, options_of
+
+if TYPE_CHECKING:
+    from steelyard.plugins import Registry
+
+__all__ = ["LoadedTask", "TaskLoader", "configuration_hash", "fingerprint"]
+
+FEWSHOT_SEED = 1234
+"""lm-eval's own default, so that examples are drawn as `lm_eval` draws them."""
+_FILE_FORMATS = ("json", "csv", "parquet", "text")
+_MACHINE_KEYS = ("custom_dataset", "dataset_kwargs", "dataset_path", "dataset_name", "metadata", "task", "task_alias", "tag")
+
+
+@dataclass(frozen=True)
+class LoadedTask:
+    """A suite's task with its lm-eval task; ``docs`` are its items, ``ids`` theirs, in the data's order."""
+
+    suite_task: SuiteTask
+    options: TaskOptions
+    task: Any
+    docs: Sequence[Mapping[str, Any]]
+    ids: Sequence[str]
+
+    @property
+    def name(self) -> str:
+        return self.suite_task.name
+
+    def cluster(self, doc: Mapping[str, Any]) -> str | None:
+        """The item's cluster, where the suite declares a field for it. Errors: :class:`DataError` when the item lacks it."""
+        field = self.suite_task.cluster
+        if field is None:
+            return None
+        if field not in doc:
+            raise DataError(f"task {self.name!r}: items have no field {field!r} to cluster by{nearest(field, doc)}")
+        return str(doc[field])
+
+    def question(self, doc: Mapping[str, Any]) -> dict[str, str]:
+        """The texts of an item that training data must not hold."""
+        fields = self.options.decontamination_fields
+        if fields is None:
+            text = self.task.doc_to_text(doc)
+            # Where the choices are the contexts (Winogrande), the question is an index into them.
+            return {"question": "\n".join(self.task.doc_to_choice(doc)) if isinstance(text, int) else str(text)}
+        for field in fields:
+            if field not in doc:
+                raise DataError(f"task {self.name!r}: items have no field {field!r}{nearest(field, doc)}")
+        return {field: doc[field] if isinstance(doc[field], str) else json.dumps(doc[field], ensure_ascii=False) for field in fields}
+
+
+class TaskLoader:
+    """Loads the tasks of a suite; what several of them share (an index of task files) is read once."""
+
+    def __init__(self, suite: Suite, registry: Callable[[], Registry]):
+        self._suite = suite
+        self._registry = registry
+        self._managers: dict[Path | None, TaskManager] = {}
+
+    def load(self, suite_task: SuiteTask) -> LoadedTask:
+        """The task with its items.
+
+        Errors: :class:`UsageError` for an unknown task or wrong options; :class:`DataError` for data that cannot be read, items without
+        an id of their own, or another number of items than the suite declares.
+        """
+        options = options_of(suite_task)
+        try:
+            task = self._build(suite_task, options)
+        except SteelyardError:
+            raise
+        except Exception as error:
+            raise DataError(f"task {suite_task.name!r} ({suite_task.task!r}) cannot be loaded: {type(error).__name__}: {error}") from error
+        if task.config.num_fewshot is None or options.num_fewshot is not None:
+            task.set_config(key="num_fewshot", value=options.num_fewshot or 0)
+        if options.generation:
+            if task.OUTPUT_TYPE != "generate_until":
+                raise UsageError(f"task {suite_task.name!r} generates nothing ({task.OUTPUT_TYPE}): take `generation` out of its options")
+            task.set_config(key="generation_kwargs", value=dict(options.generation), update=True)
+        if options.verifier is not None and task.OUTPUT_TYPE != "generate_until":
+            raise UsageError(f"task {suite_task.name!r} generates nothing ({task.OUTPUT_TYPE}) for a verifier to check")
+        task.set_fewshot_seed(seed=FEWSHOT_SEED)
+        docs = list(islice(task.eval_docs, suite_task.limit))
+        _check_count(suite_task, len(docs))
+        return LoadedTask(suite_task, options, task, docs, _ids(suite_task, options, docs))
+
+    def _build(self, suite_task: SuiteTask, options: TaskOptions) -> Any:
+        manager, name, folder = self._find(suite_task)
+        overrides: dict[str, Any] = {}
+        if options.source is not None:
+            overrides = self._dataset_of(suite_task, options.source)
+        elif folder is not None:
+            overrides = _local_files(manager, name, folder)
+        if not overrides:
+            loaded = manager.load([name])
+        else:
+            # A group of one is how lm-eval takes a task with some of its keys changed.
+            loaded = manager.load([{"group": "steelyard", "task": [{"task": name, **overrides}]}])
+        tasks = list(loaded["tasks"].values())
+        if len(tasks) != 1:
+            raise UsageError(
+                f"task {suite_task.name!r}: {suite_task.task!r} is a group of {len(tasks)} tasks; name each in the suite"
+            )
+        return tasks[0]
+
+    def _find(self, suite_task: SuiteTask) -> tuple[TaskManager, str, Path | None]:
+        """The manager that knows the task, the task's name there, and the folder of its file when it is one of ours."""
+        if not suite_task.task.endswith((".yaml", ".yml")):
+            manager = self._manager(None)
+            if suite_task.task not in manager.all_tasks:
+                known = nearest(suite_task.task, manager.all_tasks)
+                raise UsageError(f"task {suite_task.name!r}: lm-eval has no task {suite_task.task!r}{known}")
+            return manager, suite_task.task, None
+        path = (self._suite.path.parent / suite_task.task).resolve()
+        manager = self._manager(path.parent)
+        for name, entry in manager.task_index.items():
+            if entry.yaml_path is not None and Path(entry.yaml_path).resolve() == path and name in manager.all_subtasks:
+                return manager, name, path.parent
+        raise UsageError(f"task {suite_task.name!r}: {str(path)!r} is not an lm-eval task file: it needs the key 'task' with a name")
+
+    def _manager(self, folder: Path | None) -> TaskManager:
+        # lm-eval's own tasks take seconds to index; they are read only when a suite names one.
+        if folder not in self._managers:
+            self._managers[folder] = TaskManager(include_path=None if folder is None else str(folder), include_defaults=folder is None)
+        return self._managers[folder]
+
+    def _dataset_of(self, suite_task: SuiteTask, entry: Mapping[str, Any]) -> dict[str, Any]:
+        """Keys that give the task the rows of a source as its only split."""
+        import datasets
+        from pydantic import ValidationError
+
+        kind = entry.get("kind")
+        if not isinstance(kind, str):
+            raise UsageError(f"task {suite_task.name!r}: `source` needs a `kind`, got {dict(entry)!r}")
+        registry = self._registry()
+        spec = registry.get("sources", kind)
+        try:
+            config = registry.configure(spec, {key: value for key, value in entry.items() if key != "kind"})
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise UsageError(f"task {suite_task.name!r}: option {place!r} of source {kind!r}: {first['msg'].lower()}") from error
+        rows = list(registry.load(spec)(config, self._suite.path.parent).rows())
+        if not rows:
+            raise DataError(f"task {suite_task.name!r}: source {kind!r} gave no rows")
+        dataset = {"test": datasets.Dataset.from_list(rows)}
+        return {
+            "custom_dataset": lambda **_: dataset,
+            "test_split": "test",
+            "validation_split": None,
+            "training_split": None,
+            "fewshot_split": None,
+        }
+
+
+def _local_files(manager: TaskManager, name: str, folder: Path) -> dict[str, Any]:
+    """``dataset_kwargs`` with data files relative to the task's file; lm-eval takes them relative to the current folder."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    config = load_yaml(manager.task_index[name].yaml_path, resolve_func=False)
+    kwargs = config.get("dataset_kwargs")
+    if config.get("dataset_path") not in _FILE_FORMATS or not isinstance(kwargs, dict) or "data_files" not in kwargs:
+        return {}
+    return {"dataset_kwargs": {**kwargs, "data_files": _from(folder, kwargs["data_files"])}}
+
+
+def _from(folder: Path, files: Any) -> Any:
+    if isinstance(files, Mapping):
+        return {split: _from(folder, value) for split, value in files.items()}
+    if isinstance(files, list):
+        return [_from(folder, value) for value in files]
+    return files if "://" in str(files) else str(folder / str(files))
+
+
+def _check_count(suite_task: SuiteTask, found: int) -> None:
+    if found == 0:
+        raise DataError(f"task {suite_task.name!r} has no items")
+    declared = suite_task.items
+    if declared is not None and suite_task.limit is not None:
+        declared = min(declared, suite_task.limit)
+    if declared is not None and declared != found:
+        raise DataError(f"task {suite_task.name!r} has {found:,} items, and the suite declares {declared:,}: the data is not what it was")
+
+
+def _ids(suite_task: SuiteTask, options: TaskOptions, docs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Ids that do not depend on the order of the data: the items' own, or a hash of their content, numbered for equal items."""
+    field = options.id_field or ("id" if all("id" in doc for doc in docs) else None)
+    if field is None:
+        seen: dict[str, int] = {}
+        ids = []
+        for doc in docs:
+            digest = fingerprint(doc)[:16]
+            seen[digest] = seen.get(digest, 0) + 1
+            ids.append(digest if seen[digest] == 1 else f"{digest}-{seen[digest]}")
+        return ids
+    ids = []
+    for doc in docs:
+        value = doc.get(field)
+        if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+            raise DataError(f"task {suite_task.name!r}: field {field!r} of an item is {value!r}, not an id: name another as `id_field`")
+        ids.append(str(value))
+    if len(set(ids)) != len(ids):
+        twice = next(one for one in ids if ids.count(one) > 1)
+        raise DataError(f"task {suite_task.name!r}: two items have the id {twice!r} in field {field!r}: name another as `id_field`")
+    return ids
+
+
+def configuration_hash(task: Any) -> str:
+    """A hash of the task's configuration, functions by their source; what only says where the data lies on this machine is left out,
+    since prompts and targets are hashed themselves."""
+    config = {key: value for key, value in vars(task.config).items() if value is not None and key not in _MACHINE_KEYS}
+    return fingerprint(config)
+
+
+def fingerprint(value: Any) -> str:
+    """SHA-256 of a value as canonical JSON; functions stand for their source, other objects for their type and fields."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=_plain)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    if callable(value):
+        try:
+            return inspect.getsource(value)
+        except (TypeError, OSError):
+            return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__name__)}"
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if hasattr(value, "isoformat"):
+        return value.isoformat()
+    if hasattr(value, "__dict__"):
+        return {"type": type(value).__name__, **{k: v for k, v in vars(value).items() if v is not None}}
+    return f"{type(value).__name__}:{value}"
