@@ -33,9 +33,9 @@ def reasons_to_leave_out(
 ) -> Callable[[EntryPoint], str]:
     """Says of an entry point why it is left out, or ''; see :func:`steelyard.plugins.load_registry` for the lists."""
     file, told = project_lists(project)
-    off = {normal(n): f"disabled by plugins.disabled in {file}" for n in told.get("disabled", ())}
-    off |= {normal(n): "disabled by STEELYARD_DISABLE_PLUGINS" for n in environ.get("STEELYARD_DISABLE_PLUGINS", "").split(",")}
-    off |= {normal(n): "disabled by --no-plugin" for n in disabled}
+    off = {normal(n): f"left out by plugins.disabled in {file}" for n in told.get("disabled", ())}
+    off |= {normal(n): "left out by STEELYARD_DISABLE_PLUGINS" for n in environ.get("STEELYARD_DISABLE_PLUGINS", "").split(",")}
+    off |= {normal(n): "left out by --no-plugin" for n in disabled}
     only = allowed if allowed is not None else told.get("allowed")
     keep = None if only is None else {normal(n) for n in only}
     where = "" if allowed is not None else f" of {file}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
 from steelyard.errors import UsageError, nearest
 from steelyard.recipe.suite import SuiteTask
 

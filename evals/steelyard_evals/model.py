@@ -10,15 +10,15 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from transformers import PreTrainedTokenizerFast
+
 from steelyard.errors import DataError, UsageError, nearest
 from steelyard.protocols import Engine
 from steelyard.records import Completion, Prompt, Sampling, Scored
 from steelyard_torch.templates import render, template_hash
-from transformers import PreTrainedTokenizerFast
 
 __all__ = ["Question", "SteelyardLM", "sampling_from"]
 
-_CHUNK = 512
 _DEFAULT_NEW_TOKENS = 256
 _GENERATION_KEYS = ("do_sample", "max_gen_toks", "temperature", "top_k", "top_p", "until")
 
@@ -66,7 +66,7 @@ class SteelyardLM(TemplateLM):  # type: ignore[misc]
         chat: whether prompts come from :meth:`apply_chat_template`.
         truncate: cut the beginning off what does not fit in the context; else that is an error.
         seed: of samples with a temperature.
-        advanced: called with (done, total) after every part of a long call.
+        chunk: most questions put to the engine in one call.
     """
 
     def __init__(
@@ -77,14 +77,18 @@ class SteelyardLM(TemplateLM):  # type: ignore[misc]
         chat: bool = False,
         truncate: bool = False,
         seed: int = 0,
-        advanced: Callable[[int, int], None] | None = None,
+        chunk: int = 512,
     ):
         super().__init__()
         self.engine, self.tokenizer = engine, tokenizer
-        self.chat, self.truncate, self.seed = chat, truncate, seed
-        self._advanced = advanced
+        self.chat, self.truncate, self.seed, self.chunk = chat, truncate, seed, chunk
+        self._advanced: Callable[[int, int], None] | None = None
         self._template_hash = template_hash(tokenizer)
         self._greedy: dict[tuple[tuple[int, ...], int, tuple[str, ...]], Completion] = {}
+
+    def on_progress(self, advanced: Callable[[int, int], None] | None) -> None:
+        """From now on ``advanced(done, total)`` is called after every part of a long call; what it raises ends the call."""
+        self._advanced = advanced
 
     @property
     def eot_token_id(self) -> int:
@@ -135,13 +139,13 @@ class SteelyardLM(TemplateLM):  # type: ignore[misc]
         asked: set[tuple[tuple[int, ...], int, tuple[str, ...]]] = set()
         for index, ids in enumerate(encoded):
             key = (ids, sampling.max_new_tokens, sampling.stop)
-            if sampling.temperature > 0 or key not in self._greedy and key not in asked:
+            if sampling.temperature > 0 or (key not in self._greedy and key not in asked):
                 wanted.append(index)
                 asked.add(key)
         # Longest first over all parts, so that each part holds prompts of like length.
         wanted.sort(key=lambda index: len(encoded[index]), reverse=True)
-        for start in range(0, len(wanted), _CHUNK):
-            part = wanted[start : start + _CHUNK]
+        for start in range(0, len(wanted), self.chunk):
+            part = wanted[start : start + self.chunk]
             prompts = [Prompt(questions[i].id, token_ids=encoded[i]) for i in part]
             for index, completions in zip(part, self.engine.generate(prompts, sampling), strict=True):
                 answers[index] = completions
@@ -196,8 +200,8 @@ class SteelyardLM(TemplateLM):  # type: ignore[misc]
     ) -> list[tuple[float, bool]]:
         score_tokens = getattr(self.engine, "score_tokens", None)
         scored: list[Scored] = []
-        for start in range(0, len(requests), _CHUNK):
-            part = requests[start : start + _CHUNK]
+        for start in range(0, len(requests), self.chunk):
+            part = requests[start : start + self.chunk]
             if score_tokens is None:
                 scored += self.engine.score([pair for pair, _, _ in part])
             else:

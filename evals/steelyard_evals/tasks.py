@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_eval.tasks import TaskManager
+
 from steelyard.errors import DataError, SteelyardError, UsageError, nearest
 from steelyard.recipe.suite import Suite, SuiteTask
-
 from steelyard_evals.config import TaskOptions, options_of
 
 if TYPE_CHECKING:
@@ -112,9 +112,7 @@ class TaskLoader:
             loaded = manager.load([{"group": "steelyard", "task": [{"task": name, **overrides}]}])
         tasks = list(loaded["tasks"].values())
         if len(tasks) != 1:
-            raise UsageError(
-                f"task {suite_task.name!r}: {suite_task.task!r} is a group of {len(tasks)} tasks; name each in the suite"
-            )
+            raise UsageError(f"task {suite_task.name!r}: {suite_task.task!r} is a group of {len(tasks)} tasks; name each in the suite")
         return tasks[0]
 
     def _find(self, suite_task: SuiteTask) -> tuple[TaskManager, str, Path | None]:
@@ -169,9 +167,7 @@ class TaskLoader:
 
 def _local_files(manager: TaskManager, name: str, folder: Path) -> dict[str, Any]:
     """``dataset_kwargs`` with data files relative to the task's file; lm-eval takes them relative to the current folder."""
-    from lm_eval.tasks._yaml_loader import load_yaml
-
-    config = load_yaml(manager.task_index[name].yaml_path, resolve_func=False)
+    config = manager.task_index[name].cfg or {}
     kwargs = config.get("dataset_kwargs")
     if config.get("dataset_path") not in _FILE_FORMATS or not isinstance(kwargs, dict) or "data_files" not in kwargs:
         return {}

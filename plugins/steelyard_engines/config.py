@@ -15,7 +15,7 @@ class TransformersEngineConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     device: str = "auto"
-    """Where the model runs: `auto` (an accelerator if there is one), `cpu`, `cuda`, `cuda:1` …; a model shared with a trainer stays where it is."""
+    """Where the model runs: `auto` (an accelerator if there is one), `cpu`, `cuda`, `cuda:1` …; a shared model stays where it is."""
     dtype: Literal["auto", "float32", "bfloat16"] = "float32"
     """Type of the weights; `auto` is bfloat16 on an accelerator and float32 on a CPU. Same answers in every batch need float32."""
     attention: str | None = None

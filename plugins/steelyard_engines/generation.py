@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from steelyard.errors import EngineError
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from steelyard.errors import EngineError
 from steelyard_engines.sampling import TokenChooser
 from steelyard_engines.stopping import StopRule
 
@@ -122,7 +123,7 @@ class _Decoder:
             self._mask = self._mask[rows]
 
     def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
-        options = {}
+        options: dict[str, Any] = {}
         if "position_ids" in self._options:
             options["position_ids"] = positions
         if "logits_to_keep" in self._options:

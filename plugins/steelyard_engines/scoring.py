@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-from steelyard.records import Scored
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from steelyard.records import Scored
 from steelyard_engines.generation import forward_options, left_pad
 
 __all__ = ["TokenPair", "encode_pair", "encode_text", "score_pairs"]
@@ -48,7 +48,7 @@ def score_pairs(
         if continuation:
             groups.setdefault(((context + continuation)[:-1], len(continuation)), []).append(index)
     keep_known = "logits_to_keep" in forward_options(module)
-    vocabulary = int(module.get_output_embeddings().weight.shape[0])
+    vocabulary = int(module.config.get_text_config().vocab_size)
     limit = max(1, max_logits // vocabulary)
     for batch in _batches(sorted(groups, key=lambda g: len(g[0]), reverse=True), max_rows, max_tokens, limit, keep_known):
         logits = _continuation_logits(module, batch, pad_id, keep_known)
@@ -83,9 +83,7 @@ def _batches(
         yield batch
 
 
-def _continuation_logits(
-    module: PreTrainedModel, batch: Sequence[tuple[tuple[int, ...], int]], pad_id: int, keep_known: bool
-) -> Tensor:
+def _continuation_logits(module: PreTrainedModel, batch: Sequence[tuple[tuple[int, ...], int]], pad_id: int, keep_known: bool) -> Tensor:
     """Float32 logits (rows, longest continuation, vocabulary), aligned at the end of each row."""
     ids, mask = left_pad([key[0] for key in batch], pad_id, module.device)
     longest = max(key[1] for key in batch)

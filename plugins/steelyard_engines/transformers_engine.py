@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from steelyard.errors import EngineError
-from steelyard.records import Completion, FinishReason, Prompt, Sampling, Scored, derive_seed
-from steelyard_torch.device import setup_runtime
-from steelyard_torch.encoding import encode_prompt
-from steelyard_torch.models import load_model, load_tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from steelyard.errors import EngineError
+from steelyard.records import Completion, FinishReason, Prompt, Sampling, Scored, derive_seed
 from steelyard_engines.config import TransformersEngineConfig
 from steelyard_engines.generation import Request, generate_batch, plan_batches
 from steelyard_engines.sampling import TokenChooser
 from steelyard_engines.scoring import TokenPair, encode_pair, encode_text, score_pairs
 from steelyard_engines.stopping import StopRule, end_tokens
 from steelyard_engines.weights import load_folder, load_tensors, shares_storage
+from steelyard_torch.device import setup_runtime
+from steelyard_torch.encoding import encode_prompt
+from steelyard_torch.models import load_model, load_tokenizer
 
 __all__ = ["TransformersEngine"]
 
@@ -131,14 +131,14 @@ class TransformersEngine:
         module = self._open()
         if self._asleep_from is None and not self._shared and module.device.type != "cpu":
             self._asleep_from = module.device
-            module.to("cpu")
+            _move(module, torch.device("cpu"))
             torch.cuda.empty_cache()
 
     def wake(self) -> None:
         """Undo :meth:`sleep`."""
         module = self._open()
         if self._asleep_from is not None:
-            module.to(self._asleep_from)
+            _move(module, self._asleep_from)
             self._asleep_from = None
 
     def close(self) -> None:
@@ -172,7 +172,7 @@ class TransformersEngine:
         if self._asleep_from is not None:
             raise EngineError("the engine sleeps; call wake() first")
         training = [part for part in module.modules() if part.training]
-        module.eval()
+        module.train(False)
         autocast = self._shared and self.config.dtype == "bfloat16" and module.dtype == torch.float32
         try:
             with torch.no_grad(), torch.autocast(module.device.type, dtype=torch.bfloat16, enabled=autocast):
@@ -195,7 +195,7 @@ class TransformersEngine:
     def _request(self, prompt: Prompt, ids: tuple[int, ...], sampling: Sampling, module: PreTrainedModel) -> Request:
         if not ids:
             raise EngineError(f"prompt {prompt.id!r} has no tokens; a model continues at least one")
-        vocabulary = module.get_input_embeddings().weight.shape[0]
+        vocabulary = int(module.config.get_text_config().vocab_size)
         if min(ids) < 0 or max(ids) >= vocabulary:
             bad = next(i for i in ids if not 0 <= i < vocabulary)
             raise EngineError(f"prompt {prompt.id!r} has the token id {bad!r}, and the model knows 0 to {vocabulary - 1}")
@@ -227,6 +227,10 @@ class TransformersEngine:
                 )
             )
         return completions
+
+
+def _move(module: torch.nn.Module, device: torch.device) -> None:
+    module.to(device)
 
 
 def _split(request: Request, max_rows: int) -> list[tuple[Request, Request]]:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
 from steelyard.errors import EngineError, nearest
 from steelyard_torch.models import load_model, load_tokenizer
 from steelyard_torch.templates import check_template, template_hash
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 __all__ = ["load_folder", "load_tensors", "shares_storage"]
 

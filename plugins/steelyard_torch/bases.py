@@ -193,18 +193,18 @@ def _load_gguf(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
         tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
     except (ValueError, OSError, RuntimeError, NotImplementedError, ImportError, KeyError) as error:
         raise ModelError(f"GGUF file {str(file)!r} cannot be converted: {error}") from error
-    _forget_quantisation(model)
+    _take_token_ids(model, tokenizer)
     check_finite(model, f"GGUF file {str(file)!r}")
     return model, tokenizer
 
 
-def _forget_quantisation(model: Any) -> None:
-    """The weights are plain floats now; what says otherwise would make transformers refuse to save or to train them."""
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.hf_quantizer = None
-    model.is_quantized = False
-    model.quantization_method = None
+def _take_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Where GGUF metadata names no token for a role, transformers leaves the architecture's default id, which is some other token here."""
+    for config in (model.config, model.generation_config):
+        if config is not None:
+            config.bos_token_id = tokenizer.bos_token_id
+            config.eos_token_id = tokenizer.eos_token_id
+            config.pad_token_id = tokenizer.pad_token_id
 
 
 def _download(source: str, revision: str | None) -> Path:

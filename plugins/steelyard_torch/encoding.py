@@ -309,8 +309,8 @@ def _check_trained(stats: EncodingStats) -> None:
     if stats.straddled_spans > _LONGEST_SHARE_OF_STRADDLED_SPANS * stats.spans:
         raise ModelError(
             f"in {stats.straddled_spans} of {stats.spans} answers the first token also covers the end of the prompt before it, so the "
-            "model would be prompted otherwise than it is trained; let the prompt, or the header in the chat template, end where a token ends "
-            "(for example, with a newline instead of a space)"
+            "model would be prompted otherwise than it is trained; let the prompt, or the header in the chat template, end where a token "
+            "ends (for example, with a newline instead of a space)"
         )
     if stats.trained_tokens == 0:
         raise DataError(

@@ -189,8 +189,9 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folde
     _set_token_ids(model, tokenizer)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        model.config.dtype = dtype or model.dtype
         model.save_pretrained(folder, state_dict=state)
+        if dtype is not None:
+            _say_dtype(folder / "config.json", dtype)
         tokenizer.save_pretrained(folder)
     except (OSError, SafetensorError) as error:  # the latter is how safetensors reports a full disk
         raise storage_problem(error, folder) or StorageError(f"cannot write the model to {str(folder)!r}: {error}") from error
@@ -237,6 +238,13 @@ def weights_sha256(folder: str | Path) -> str:
     if facts is None:
         raise ModelError(f"model folder {str(folder)!r} has no *.safetensors file")
     return facts.sha256
+
+
+def _say_dtype(path: Path, dtype: torch.dtype) -> None:
+    """transformers writes the dtype that the model has in memory; a reader with ``dtype="auto"`` goes by what is written."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["dtype"] = str(dtype).removeprefix("torch.")
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _cast(state: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:

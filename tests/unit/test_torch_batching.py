@@ -54,7 +54,12 @@ def test_a_resumed_sampler_neither_skips_nor_replays_rows() -> None:
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [({"batch_size": 5}, "batch_size 4"), ({"seed": 4}, "seed 3"), ({"lengths": [1, 2, 3]}, "n_rows 37"), ({"lengths": [9] * 37}, "sha256")],
+    [
+        ({"batch_size": 5}, "batch_size 4"),
+        ({"seed": 4}, "seed 3"),
+        ({"lengths": [1, 2, 3]}, "n_rows 37"),
+        ({"lengths": [9] * 37}, "sha256"),
+    ],
 )
 def test_a_position_in_other_data_is_refused(change: dict[str, object], named: str) -> None:
     asked: dict[str, object] = {"lengths": list(range(37)), "batch_size": 4, "seed": 3}

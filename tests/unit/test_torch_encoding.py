@@ -62,6 +62,13 @@ def test_every_answer_is_trained_with_its_white_space_and_end_token_and_nothing_
     )
 
 
+@pytest.mark.parametrize("trim_offsets", [True, False])
+def test_a_space_of_the_header_that_is_a_token_of_its_own_is_not_trained(trim_offsets: bool) -> None:
+    tokenizer = byte_level_tokenizer(trim_offsets=trim_offsets, template=TEMPLATES["tulu"].replace("<|assistant|>\n", "assistant: "))
+    row = encode_chat(tokenizer, [{"role": "user", "content": "how"}, {"role": "assistant", "content": "42 "}])
+    assert trained_text(tokenizer, row) == "42 <eos>"
+
+
 def test_the_ids_are_those_of_the_tokenizer_itself() -> None:
     tokenizer = byte_level_tokenizer()
     text = tokenizer.apply_chat_template(TURNS, tokenize=False)

@@ -131,13 +131,17 @@ def test_a_generation_prompt_quoted_by_the_user_does_not_start_a_span() -> None:
 
 
 def test_a_template_whose_answers_end_without_a_special_token_is_refused() -> None:
-    template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    template = (
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
     with pytest.raises(ModelError, match="no special token closes an assistant turn"):
         render_with_spans(tokenizer_with(template), TWO_TURNS[1:])
 
 
 def test_a_generation_block_whose_place_is_unknown_is_refused() -> None:
-    captured = "{% set all %}{% for m in messages %}{% generation %}{{ m['content'] }}{% endgeneration %}{% endfor %}{% endset %}>>{{ all }}"
+    block = "{% generation %}{{ m['content'] }}{% endgeneration %}"
+    captured = "{% set all %}{% for m in messages %}" + block + "{% endfor %}{% endset %}>>{{ all }}"
     with pytest.raises(ModelError, match="inside a macro, set, filter or call block"):
         render_with_spans(tokenizer_with(captured), TWO_TURNS[1:])
 

@@ -65,7 +65,7 @@ def command(ctx: click.Context, with_torch: bool, as_json: bool) -> ExitCode:
     Exits 4 when a plugin is broken, else 0; warnings stand on stderr.
     """
     plugins = [plugin.to_json() for plugin in registry_from(ctx).plugins]
-    facts = {
+    facts: dict[str, Any] = {
         "steelyard": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),

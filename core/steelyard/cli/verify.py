@@ -90,7 +90,8 @@ def _options(pairs: Sequence[str]) -> dict[str, Any]:
 
 def _value(pair: str, text: str) -> Any:
     """YAML for numbers, booleans, quoted texts, [lists] and {mappings}; any other text as it stands, blanks and colons included."""
-    from ruamel.yaml import YAML, YAMLError
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
 
     try:
         value = YAML(typ="safe", pure=True).load(text)

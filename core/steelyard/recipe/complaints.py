@@ -161,7 +161,8 @@ def _words(location: Location, items: Sequence[ErrorDetails], model: type[BaseMo
             return f"{key} is {shown(item['input'])}, not one of {', '.join(map(repr, choices))}" + (near if "did you mean" in near else "")
         case "value_error" | "assertion_error":
             message = str(item["ctx"]["error"]).removeprefix("Value error, ")
-            return message if key in message or not location else f"{key} is {shown(item['input'])}: {message}"
+            told = not location or message.startswith(key) or repr(item["input"]) in message
+            return message if told else f"{key} is {shown(item['input'])}: {message}"
         case kind if kind in _BOUNDS:
             limit, rule = _BOUNDS[kind]
             return f"{key} is {shown(item['input'])}, {rule.format(item['ctx'][limit])}"

@@ -115,7 +115,12 @@ class Entry(Section):
             for key in given:
                 complaints.add((key,), f"unknown key {key!r} in {what}{nearest(key, cls.own_keys())}")
             return None
-        model = _load_model(spec, registry)
+        try:
+            model = _load_model(spec)
+        except (Exception, SystemExit) as error:
+            who = registry.owner(spec)
+            complaints.add((), f"the plugin {who.name!r} ({who.title}) cannot serve {what}: {error}", of_plugin=True)
+            return None
         keys = keys_of(model)
         for key in sorted(set(keys) & set(cls.own_keys())):
             who = registry.owner(spec)
@@ -196,13 +201,13 @@ class SourceEntry(Entry):
     name: str
     """What reports call it; default: its dataset, or its kind."""
     count: int | None = Field(default=None, ge=0)
-    """So many rows, repeated when there are fewer."""
-    fraction: float | None = Field(default=None, gt=0)
+    """So many rows."""
+    fraction: float | None = Field(default=None, gt=0, le=1)
     """This share of its rows."""
     weight: float | None = Field(default=None, gt=0)
-    """This weight among the sources of the mix."""
+    """Its share, by weight, of what the mix's total leaves."""
     epochs: float | None = Field(default=None, gt=0)
-    """Its rows so many times."""
+    """All its rows so many times."""
 
     @classmethod
     def with_kind(cls, common: dict[str, Any], spec: Any, options: Any, complaints: Complaints) -> dict[str, Any]:
@@ -251,7 +256,7 @@ class DataEntry(Entry):
     @classmethod
     def with_kind(cls, common: dict[str, Any], spec: Any, options: Any, complaints: Complaints) -> dict[str, Any]:
         names: set[Any] = set()
-        for index, source in enumerate(common.get("sources") or ()):
+        for index, source in enumerate(sources if isinstance(sources := common.get("sources"), list) else ()):
             name = source.get("name") if isinstance(source, Mapping) else None
             if isinstance(name, str) and name in names:
                 complaints.add(("sources", index, "name"), f"two sources are named {name!r}: change one")
@@ -305,10 +310,9 @@ def _registry(info: ValidationInfo) -> Registry:
     return registry  # type: ignore[no-any-return]
 
 
-def _load_model(spec: Any, registry: Registry) -> type[BaseModel]:
-    """The plugin's model; :class:`PluginError` when it cannot be imported, or is none."""
+def _load_model(spec: Any) -> type[BaseModel]:
+    """The plugin's model. Whatever importing it raises is the plugin's; :class:`PluginError` when it is no model."""
     model = spec.config.load()
     if not (isinstance(model, type) and issubclass(model, BaseModel)):
-        who = registry.owner(spec)
-        raise PluginError(f"{spec.config.path!r} of {who.title} is {model!r}, not a pydantic model")
+        raise PluginError(f"{spec.config.path!r} is {model!r}, not a pydantic model")
     return model

@@ -68,7 +68,7 @@ def _turn(round_: Any, turn: int, times: int, number: int, *, alone: bool) -> An
     name = round_.get("name", "round" if alone else f"round-{number}")
     if any(_variables(name, ())):
         name = _filled(name, {"round": number, "round_name": turn})
-    elif times > 1:
+    elif times > 1 and isinstance(name, str):
         name = f"{name}-{turn}"
     bare = {key: value for key, value in round_.items() if key not in ("repeat", "name")}
     return {"name": name, **_filled(bare, {"round": number, "round_name": name})}
@@ -80,7 +80,8 @@ def _data_of_rounds(document: Document, complaints: Complaints) -> None:
     rounds = document.data["rounds"]
     first = rounds[0]["name"] if rounds and isinstance(rounds[0], dict) else "round"
     varying = {name for name, entry in given.items() if any(_variables(entry, ()))}
-    while more := {n for n, e in given.items() if isinstance(e, dict) and e.get("prompts") in varying} - varying:
+    prompts = {name: entry.get("prompts") for name, entry in given.items() if isinstance(entry, dict)}
+    while more := {name for name, of in prompts.items() if isinstance(of, str) and of in varying} - varying:
         varying |= more
     made = {name: _filled(entry, {}) for name, entry in given.items() if name not in varying}
     origins: dict[Location, Location] = {("data", name): ("data", name) for name in made}
@@ -94,12 +95,13 @@ def _data_of_rounds(document: Document, complaints: Complaints) -> None:
         elif own not in made:
             entry = made[own] = _filled(given[name], values)
             origins["data", own] = ("data", name)
-            if "prompts" in entry:
+            if isinstance(prompts.get(name), str):
                 entry["prompts"] = make(entry["prompts"], values)
         return own
 
     for number, round_ in enumerate(rounds, 1):
-        for stage in round_.get("stages") or () if isinstance(round_, dict) else ():
+        stages = round_.get("stages") if isinstance(round_, dict) else None
+        for stage in stages if isinstance(stages, list) else ():
             if isinstance(stage, dict) and isinstance(stage.get("data"), str):
                 stage["data"] = make(stage["data"], {"round": number, "round_name": round_["name"]})
     for name in sorted(varying - {origin[1] for origin in origins.values()}):

@@ -67,9 +67,9 @@ class Base(Section):
     revision: str | None = None
     """The commit, branch or tag of a hub id."""
     chat_template: str | None = None
-    """A built-in template's name (`tulu`, `chatml`), the path of a `.jinja` file, or nothing: the model's own."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """The type of the weights."""
+    """A built-in template's name (such as `chatml`), the path of a `.jinja` file, or nothing: the model's own."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "float32"
+    """The type of the weights; `auto` keeps that of the model."""
     trust_remote_code: str | None = None
     """The model's own reference, written out again: then, and only then, code that comes with it may run."""
 

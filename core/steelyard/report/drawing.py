@@ -6,7 +6,7 @@ Strips use percentages of their width, so that one strip is right at every width
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from steelyard.report.formatting import number
@@ -102,7 +102,12 @@ def round_ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [round(i * step, 12) + 0.0 if abs(step) >= 1e-9 else i * step for i in range(first, last + 1)]
 
 
-def axis_over(values: Sequence[float], *, count: int = 5) -> Axis:
+def signed(value: float) -> str:
+    """An axis label of a difference."""
+    return "0" if value == 0 else ("+" if value > 0 else "") + number(value)
+
+
+def axis_over(values: Sequence[float], *, count: int = 5, label: Callable[[float], str] = signed) -> Axis:
     """An axis that holds every value and zero, with a little room at its ends."""
     finite = [value for value in values if math.isfinite(value)]
     low, high = min([0.0, *finite]), max([0.0, *finite])
@@ -111,13 +116,8 @@ def axis_over(values: Sequence[float], *, count: int = 5) -> Axis:
     room = 0.06 * (high - low)
     low, high = low - room, high + room
     bare = Axis(low, high, (), None)
-    marks = tuple(Tick(bare.at(value), signed(value)) for value in round_ticks(low, high, count))
+    marks = tuple(Tick(bare.at(value), label(value)) for value in round_ticks(low, high, count))
     return Axis(low, high, marks, bare.at(0.0))
-
-
-def signed(value: float) -> str:
-    """An axis label of a difference."""
-    return "0" if value == 0 else ("+" if value > 0 else "") + number(value)
 
 
 def decimate(points: Sequence[Point], columns: int = _COLUMNS) -> list[Point]:

@@ -6,7 +6,7 @@ Reads only; a run may be working on the folder meanwhile. What is missing or tor
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,12 +14,12 @@ from typing import Any
 
 from steelyard.errors import ArtifactError
 from steelyard.run.artifacts import MANIFEST, read_manifest
-from steelyard.run.ledger import LEDGER_NAME, FailureRow, Ledger, MetricsRow, PromotionRow, VerdictRow
+from steelyard.run.ledger import FailureRow, MetricsRow, PromotionRow, StepRow, VerdictRow
+from steelyard.run.view import open_run
 
 __all__ = ["RunRecord", "StepState", "read_run"]
 
 COMMITTED = ("done", "reused")
-RESOLVED_NAME = "resolved.json"
 
 
 @dataclass(frozen=True)
@@ -132,10 +132,10 @@ class RunRecord:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
-            self.note(f"{self._place(path)} cannot be read: {error}")
+            self.note(f"{_place(path, self.folder)} cannot be read: {error}")
             return {}
         if not isinstance(value, dict):
-            self.note(f"{self._place(path)} is not a JSON object")
+            self.note(f"{_place(path, self.folder)} is not a JSON object")
             return {}
         return value
 
@@ -156,45 +156,41 @@ class RunRecord:
         except FileNotFoundError:
             return
         except OSError as error:
-            self.note(f"{self._place(path)} cannot be read: {error}")
+            self.note(f"{_place(path, self.folder)} cannot be read: {error}")
         if broken:
-            self.note(f"{self._place(path)} has {broken} broken lines")
+            self.note(f"{_place(path, self.folder)} has {broken} broken lines")
 
     def note(self, problem: str) -> None:
         """Keeps what could not be read, for the reader; once."""
         if problem not in self.problems:
             self.problems.append(problem)
 
-    def _place(self, path: Path) -> str:
-        return path.relative_to(self.folder).as_posix() if path.is_relative_to(self.folder) else str(path)
-
 
 def read_run(folder: Path) -> RunRecord:
-    """Reads a run folder. Errors: :class:`~steelyard.errors.UsageError` where there is no ledger."""
-    ledger = Ledger(folder / LEDGER_NAME, readonly=True)
-    try:
-        record = RunRecord(
+    """Reads a run folder. Errors: :class:`~steelyard.errors.UsageError` where there is no run."""
+    with open_run(folder) as view:
+        return RunRecord(
             folder=folder,
-            resolved={},
-            manifest={},
-            steps=tuple(_states(ledger)),
-            verdicts=tuple(ledger.verdicts()),
-            promotions=tuple(ledger.promotions()),
-            failures=tuple(ledger.failures()),
-            metrics=tuple(ledger.metrics()),
+            resolved=view.resolved,
+            manifest=view.manifest,
+            steps=tuple(_states(view.steps())),
+            verdicts=tuple(view.verdicts()),
+            promotions=tuple(view.promotions()),
+            failures=tuple(view.failures()),
+            metrics=tuple(view.metrics()),
         )
-    finally:
-        ledger.close()
-    object.__setattr__(record, "resolved", record.json(folder / RESOLVED_NAME))
-    object.__setattr__(record, "manifest", record.json(folder / MANIFEST))
-    return record
 
 
-def _states(ledger: Ledger) -> Iterator[StepState]:
-    rows = ledger.steps()
-    for name in dict.fromkeys(row.step for row in rows):
-        own = [row for row in rows if row.step == name]
+def _states(rows: Sequence[StepRow]) -> Iterator[StepState]:
+    by_step: dict[str, list[StepRow]] = {}
+    for row in rows:
+        by_step.setdefault(row.step, []).append(row)
+    for name, own in by_step.items():
         last = own[-1]
-        # An artifact that a resume took up again was paid for before.
+        # What a resume took up again was paid for before.
         seconds = sum(row.seconds for row in own if row.key == last.key and row.status != "reused")
         yield StepState(name, last.kind, last.key, last.status, seconds, last.round, last.summary, last.time)
+
+
+def _place(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)

@@ -37,8 +37,10 @@ def _make(registry: Registry, family: str, kind: str, options: Mapping[str, Any]
     return registry.load(spec)(config, *arguments)
 
 
-def open_engines(registry: Registry, entry: Mapping[str, Any] | None, model: Path, closing: ExitStack, *, why_none: str = "") -> EngineFactory:
-    """The engine factory of a context. Engines it made are closed with ``closing``. Without an entry it refuses, saying ``why_none``."""
+def open_engines(
+    registry: Registry, entry: Mapping[str, Any] | None, model: Path, closing: ExitStack, *, why_none: str = ""
+) -> EngineFactory:
+    """The engine factory of a context. Engines it made are closed with ``closing``. Without an entry it refuses: ``why_none``."""
     return _Engines(registry, entry, model, closing, why_none)
 
 

@@ -64,9 +64,7 @@ def storage_problem(error: BaseException, path: Path) -> StorageError | None:
     if number in _UNWRITABLE or any(words in text for words in _UNWRITABLE_TEXTS):
         return StorageError(f"cannot write {str(place)!r}: {text or 'read-only'}; make the folder writable and resume the run")
     if "malformed" in text or "not a database" in text:
-        return StorageError(
-            f"{str(path)!r} is damaged ({text}): move it away and resume; the artifacts that are whole are taken up again"
-        )
+        return StorageError(f"{str(path)!r} is damaged ({text}): move it away and resume; the artifacts that are whole are taken up again")
     if number == errno.EIO or "disk I/O error" in text:
         return StorageError(f"cannot write {str(place)!r}: the disk reports an input/output error ({free_space(place)})")
     return None

@@ -18,8 +18,8 @@ from steelyard.run.weights import inspect_weights
 
 if TYPE_CHECKING:
     from steelyard.plugins import Registry
-    from steelyard.records import Row, StageResult
     from steelyard.recipe.suite import Suite
+    from steelyard.records import Row, StageResult
 
 __all__ = ["Job", "execute"]
 
@@ -59,14 +59,13 @@ def execute(job: Job) -> dict[str, Any]:
 
 def _import(job: Job) -> dict[str, Any]:
     base = dict(job.config["base"])
-    options = dict(base)
-    origin = ""
-    if base.get("model") is not None:
-        found = job.registry.hook.steelyard_resolve_model(ref=base["model"], base=job.task.recipe_dir)
-        if found is None:
-            raise ModelError(f"base model {base['model']!r} is neither a folder, a file nor a hub id (relative to {str(job.task.recipe_dir)!r})")
-        options["path"], origin = found.path, found.origin or base["model"]
-    return _make_model(job, "import", options, model=Path(options.get("path") or job.output), facts={"origin": origin})
+    ref = base.get("model")
+    found = job.registry.hook.steelyard_resolve_model(ref=ref, base=job.task.recipe_dir) if ref is not None else None
+    if found is not None:
+        # Leave to run the model's own code was given to the reference, and goes with what it means here.
+        trusted = base.get("trust_remote_code") == ref
+        base |= {"model": str(found.path), **({"trust_remote_code": str(found.path)} if trusted else {})}
+    return _make_model(job, "import", base, model=job.output, facts={"origin": ref or "new"})
 
 
 def _stage(job: Job) -> dict[str, Any]:
@@ -99,7 +98,8 @@ def _make_model(job: Job, kind: str, options: Mapping[str, Any], *, model: Path,
 
 def _finish_model(job: Job, kind: str, result: StageResult, facts: Mapping[str, Any]) -> dict[str, Any]:
     if Path(result.model).resolve() != job.output.resolve():
-        raise StepFailedError(job.task.step, f"stage {kind!r} left its model in {str(result.model)!r} and not in the output folder it was given")
+        where = str(result.model)
+        raise StepFailedError(job.task.step, f"stage {kind!r} left its model in {where!r} and not in the output folder it was given")
     if not any(job.output.iterdir()):
         raise StepFailedError(job.task.step, f"stage {kind!r} left no model in its output folder")
     weights = inspect_weights(job.output)
@@ -193,7 +193,9 @@ def _decontaminate(job: Job) -> dict[str, Any]:
     except ContaminatedError as error:
         _keep_refusal(job, error)
         raise
-    write_json(job.output / "decontamination.json", cleaning.report.to_dict())
+    # Without its time: the same work leaves the same bytes.
+    findings = {name: value for name, value in cleaning.report.to_dict().items() if name != "scan_seconds"}
+    write_json(job.output / "decontamination.json", findings)
     (job.output / "certificate.json").write_text(cleaning.certificate.to_json(), encoding="utf-8")
     job.io.log(f"decontamination: {cleaning.certificate.sentence}")
     if rows == 0:

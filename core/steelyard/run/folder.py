@@ -126,7 +126,8 @@ def choose_folder(loaded: LoadedRecipe, wanted: Path | None, runs: Path = Path("
     if wanted is not None:
         folder = RunFolder(wanted)
         if folder.begun and folder.resolved() != resolved:
-            raise UsageError(f"{str(wanted)!r} is a run of another recipe ({_difference(folder.resolved(), resolved)}): name another --run-dir")
+            difference = _difference(folder.resolved(), resolved)
+            raise UsageError(f"{str(wanted)!r} is a run of another recipe ({difference}): name another --run-dir")
         if not folder.begun and _occupied(wanted):
             raise UsageError(f"{str(wanted)!r} is not empty and not a run: name another --run-dir")
         return folder, ""

@@ -33,7 +33,7 @@ def round_policy(recipe: Recipe, entry: Round, suite: Suite) -> PolicyConfig:
     return policy.model_copy(update=changes)
 
 
-def gate_facts(recipe: Recipe, challenger: Path, suites: Mapping[str, Suite]) -> GateFacts:
+def gate_facts(challenger: Path, suites: Mapping[str, Suite]) -> GateFacts:
     """What the run knows of the challenger: every dataset in its ancestry, their certificates, the suites a gate must not see.
 
     That its weights are finite was proven when its artifact was committed."""

@@ -29,7 +29,7 @@ def model_lineage(
     Keys: ``format``, ``step``, ``kind``, ``key``, ``config``, ``seed``, ``weights_sha256``, ``parameters``, ``template_hash``, ``origin``
     (of a base), ``data`` (step, key, rows, shares, certificate) and ``parents`` (role → the lineage of that model).
     """
-    parents = {}
+    parents: dict[str, dict[str, Any]] = {}
     for role in _MODEL_ROLES:
         # A reference that is the starting model itself is said once.
         if role in inputs and task.input_keys[role] not in [parent["key"] for parent in parents.values()]:
@@ -111,7 +111,8 @@ def branches(lineage: Mapping[str, Any], role: str = "", depth: int = 0) -> Iter
     yield Branch(depth, role, f"{lineage['step']} ({lineage['kind']})", ", ".join(facts))
     data = lineage.get("data")
     if data:
-        yield Branch(depth + 1, "data", f"{data['step']}, {data['rows']:,} rows", f"key {data['key'][:12]}, {_certified(data['certificate'])}")
+        facts = [f"{data['rows']:,} rows", f"key {data['key'][:12]}", _certified(data["certificate"])]
+        yield Branch(depth + 1, "data", data["step"], ", ".join(facts))
     for name, parent in lineage["parents"].items():
         yield from branches(parent, name, depth + 1)
 

@@ -61,8 +61,9 @@ class RunLock:
             os.close(descriptor)
             holder = _parse(self._path)
             who = str(holder) if holder else "another process"
+            run_dir = self._path.parent
             raise RunLockedError(
-                f"run {str(self._path.parent)!r} is held by {who}: wait for it, stop it, or look on with `steelyard status {self._path.parent}`"
+                f"run {str(run_dir)!r} is held by {who}: wait for it, stop it, or look on with `steelyard status {run_dir}`"
             ) from None
         self.previous = _parse(self._path)
         self._descriptor = descriptor

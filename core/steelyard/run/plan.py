@@ -54,9 +54,7 @@ class Step:
 
     def key(self, input_keys: Mapping[str, str]) -> str:
         """The key of this step's artifact, given the key of each input by role."""
-        return step_key(
-            self.kind, self.config, input_keys, seed=self.key_seed, serving=self.serving, fingerprints=self.fingerprints
-        )
+        return step_key(self.kind, self.config, input_keys, seed=self.key_seed, serving=self.serving, fingerprints=self.fingerprints)
 
 
 @dataclass(frozen=True)

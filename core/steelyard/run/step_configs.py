@@ -67,9 +67,7 @@ class StepConfigs:
         serving = self._serving(*served_by, *([("engines", self._recipe.engine.kind)] if engine else []))
         # By the entry's name and round, so that two runs of one recipe agree and two rounds differ.
         seed = derive_seed(self._recipe.seed, step_id)
-        return Step(
-            step_id, "data", config, inputs, round_name, seed=seed, key_seed=seed, serving=serving, fingerprints=fingerprints
-        )
+        return Step(step_id, "data", config, inputs, round_name, seed=seed, key_seed=seed, serving=serving, fingerprints=fingerprints)
 
     def decontaminate(self, step_id: str, round_name: str | None, inputs: Mapping[str, str]) -> Step:
         from steelyard import __version__
@@ -78,7 +76,12 @@ class StepConfigs:
         wanted = self._recipe.decontaminate
         suites = {role: self.suite(role) for role in wanted.against}
         config = {
-            "rule": {"ngram": wanted.ngram, "coverage": wanted.coverage, "max_overlap": wanted.max_overlap, "min_words": min(3, wanted.ngram)},
+            "rule": {
+                "ngram": wanted.ngram,
+                "coverage": wanted.coverage,
+                "max_overlap": wanted.max_overlap,
+                "min_words": min(3, wanted.ngram),
+            },
             "normalisation": NORMALISATION,
             "action": "report" if wanted.waive else wanted.action,
             "reason": wanted.waive,
@@ -103,9 +106,7 @@ class StepConfigs:
         )
         seed = derive_seed(self._recipe.seed, step_id)
         fingerprints = self._fingerprint("stage", entry.options)
-        return Step(
-            step_id, "stage", config, inputs, round_name, seed=seed, key_seed=seed, serving=serving, fingerprints=fingerprints
-        )
+        return Step(step_id, "stage", config, inputs, round_name, seed=seed, key_seed=seed, serving=serving, fingerprints=fingerprints)
 
     def evaluate(self, step_id: str, role: str, model: str, round_name: str | None) -> Step:
         suite = self.suite(role)

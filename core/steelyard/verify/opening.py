@@ -175,9 +175,11 @@ def _configured(name: str, spec: VerifierSpec, options: Any, registry: Registry)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
-        near = nearest(field, _fields(spec)) if first["type"] == "extra_forbidden" else ""
-        where = f"option {field!r}: " if field else ""
-        raise UsageError(f"verifier {name!r} (kind {spec.name!r}): {where}{first['msg'].lower()}{near}") from error
+        if first["type"] == "extra_forbidden":
+            what = f"unknown option {field!r}{nearest(field, _fields(spec))}"
+        else:
+            what = f"{f'option {field!r}: ' if field else ''}{first['msg'].removeprefix('Value error, ')}"
+        raise UsageError(f"verifier {name!r} (kind {spec.name!r}): {what}") from error
 
 
 def _fields(spec: VerifierSpec) -> Sequence[str]:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import queue
+import secrets
 import selectors
 import signal
 import subprocess
@@ -59,7 +60,8 @@ class WorkerPool:
     def check(self, completion: Completion, reference: Any) -> Verdict:
         """The verdict, within the time limit and a little; never raises for what the check does."""
         try:
-            line = json.dumps({"completion": completion_to_json(completion), "reference": reference}) + "\n"
+            number = secrets.token_hex(8)
+            line = json.dumps({"id": number, "completion": completion_to_json(completion), "reference": reference}) + "\n"
         except (TypeError, ValueError, RecursionError) as error:
             return Verdict.error(f"the reference cannot be sent to a worker: {error}")
         worker = self._free.get()
@@ -71,7 +73,7 @@ class WorkerPool:
                     worker = _Worker(self._name, self._setup)
                 except (PluginError, OSError) as error:
                     return Verdict.error(str(error))
-            verdict, usable = worker.check(line)
+            verdict, usable = worker.check(number, line)
             if not usable:
                 worker.kill()
                 worker = None
@@ -139,11 +141,13 @@ class _Worker:
             self.kill()
             raise PluginError(f"verifier {name!r} cannot be loaded ({setup.impl!r}): {answer['failed']}")
 
-    def check(self, line: str) -> tuple[Verdict, bool]:
+    def check(self, number: str, line: str) -> tuple[Verdict, bool]:
         """The verdict, and whether this worker can be used again."""
         started = time.monotonic()
         try:
             answer = self._ask(line, self._timeout_s)
+            if answer["id"] != number:
+                raise ValueError(f"{answer!r} answers no question")
             return verdict_from_json(answer), not answer["leaving"]
         except TimeoutError:
             return Verdict.timeout(f"no verdict within {self._timeout_s:g} s"), False
@@ -151,7 +155,7 @@ class _Worker:
             detail = f"its process {self._ending()} after {time.monotonic() - started:.1f} s"
             return Verdict.error(detail + self._last_words()), False
         except (ValueError, KeyError, TypeError) as error:
-            return Verdict.error(f"its process answered out of turn: {error}"), False
+            return Verdict.error(f"something else wrote into its channel: {error!r}"), False
 
     def _ask(self, line: str, timeout_s: float) -> Any:
         """Sends a line and waits for one. Raises TimeoutError, and EOFError when the process is gone."""

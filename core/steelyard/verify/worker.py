@@ -1,8 +1,9 @@
 """``python -m steelyard.verify.worker``: holds one verifier and answers checks, one JSON object a line.
 
 First line in: ``{"impl", "config", "options", "path", "memory_bytes", "timeout_s"}``; first line out ``{"ready": true}`` or
-``{"failed": why}``. Then for each ``{"completion", "reference"}`` one ``{"outcome", "score", "detail"}``, with ``"leaving": true`` when the
-process ends itself after it. It ends at the end of its input.
+``{"failed": why}``. Then for each ``{"id", "completion", "reference"}`` one ``{"id", "outcome", "score", "detail", "leaving"}``; ``leaving``
+says that the process ends itself after it. The id cannot be guessed, so that a stray line in the channel is not taken for an answer.
+It ends at the end of its input.
 """
 
 from __future__ import annotations
@@ -40,9 +41,9 @@ def main() -> int:
     _send(answers, {"ready": True})
     for line in requests:
         _arm(setup["timeout_s"] + _GRACE_S)
-        verdict, leaving = _answer(verifier, line, setup["memory_bytes"])
+        number, verdict, leaving = _answer(verifier, line, setup["memory_bytes"])
         _arm(0)
-        _send(answers, {**verdict_to_json(verdict), "leaving": leaving})
+        _send(answers, {"id": number, **verdict_to_json(verdict), "leaving": leaving})
         if leaving:
             return 1
     return 0
@@ -101,16 +102,18 @@ def _arm(seconds: float) -> None:
     signal.setitimer(signal.ITIMER_REAL, min(seconds, 1e8))
 
 
-def _answer(verifier: Verifier, line: str, memory_bytes: int) -> tuple[Verdict, bool]:
+def _answer(verifier: Verifier, line: str, memory_bytes: int) -> tuple[str | None, Verdict, bool]:
+    number = None
     try:
         row = json.loads(line)
+        number = row["id"]
         # The same check gives the same answer whichever worker it reaches, and however many checks came before it.
         random.seed(0)
-        return judge(verifier, completion_from_json(row["completion"]), row["reference"]), False
+        return number, judge(verifier, completion_from_json(row["completion"]), row["reference"]), False
     except MemoryError:
-        return Verdict.error(f"out of memory: the limit is {memory_bytes / 2**20:.0f} MiB"), True
+        return number, Verdict.error(f"out of memory: the limit is {memory_bytes / 2**20:.0f} MiB"), True
     except BaseException as error:
-        return Verdict.error(f"{type(error).__name__}: {error}"), False
+        return number, Verdict.error(f"{type(error).__name__}: {error}"), False
 
 
 if __name__ == "__main__":

@@ -1,0 +1,416 @@
+"""The conductor: goes through the plan step by step, reuses what is there, has the rest made, and lets the gates decide.
+
+It imports no torch. Whatever a step does to its worker, the conductor lives to write it down; and whatever is done to the conductor, the
+ledger and the artifacts say where to go on.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from steelyard.errors import ArtifactError, ExitCode, GateRefusal, Interrupted, SteelyardError, StepFailedError, StorageError
+from steelyard.events import MetricsReported, RoundDecided, RunFinished, RunStarted, StepFinished, StepStarted
+from steelyard.run.artifacts import ArtifactStore, Manifest, verify_folder
+from steelyard.run.durable import link_atomically, remove_tree, storage_errors, write_json
+from steelyard.run.folder import RunFolder
+from steelyard.run.ledger import Ledger
+from steelyard.run.lock import RunLock
+from steelyard.run.manifest import describe_session
+from steelyard.run.metrics_file import MetricsFile
+from steelyard.run.outlook import count_items, look_ahead, plan_gates
+from steelyard.run.plan import BASE, Plan, RoundPlan, Step, Title, make_plan
+from steelyard.run.progress import Progress, SilentProgress
+from steelyard.run.stopping import StopRequest
+from steelyard.run.tasks import Task
+from steelyard.run.warm_worker import WarmWorker
+
+if TYPE_CHECKING:
+    from steelyard.plugins import Registry
+    from steelyard.recipe.loading import LoadedRecipe
+    from steelyard.recipe.schema import Recipe
+    from steelyard.recipe.suite import Suite
+
+__all__ = ["Conductor", "RunOutcome", "conduct"]
+
+
+@dataclass
+class RunOutcome:
+    """What came of a run that reached its end. ``exit_code`` is 1 when a gate did not promote; ``stopped`` says why rounds were left
+    out; ``verdicts`` are the gates' in order."""
+
+    champion: Path | None = None
+    promotions: int = 0
+    verdicts: list[Mapping[str, Any]] = field(default_factory=list)
+    stopped: str = ""
+    unseen: str = ""
+
+    @property
+    def exit_code(self) -> ExitCode:
+        missed = any(verdict["decision"] != "promote" for verdict in self.verdicts)
+        return ExitCode.NOT_PROMOTED if missed else ExitCode.DONE
+
+
+def conduct(
+    folder: RunFolder,
+    registry: Registry,
+    *,
+    loaded: LoadedRecipe | None = None,
+    until: str | None = None,
+    progress: Progress | None = None,
+    on_verdict: Callable[[str], None] = lambda sentence: None,
+) -> RunOutcome:
+    """Runs a recipe in ``folder``, or goes on with what is there. Without ``loaded`` the folder's own resolved recipe counts.
+
+    ``until`` is the id of the step to stop behind. Errors: :class:`~steelyard.errors.RunLockedError`, :class:`Interrupted`, and whatever
+    a step or a gate raises; the run can be resumed after each."""
+    with storage_errors(folder.path):
+        folder.path.mkdir(parents=True, exist_ok=True)
+    with RunLock(folder.path) as lock:
+        if loaded is not None and not folder.begun:
+            folder.begin(loaded)
+        recipe = loaded.recipe if loaded is not None else folder.recipe(registry)
+        recipe_dir = loaded.base if loaded is not None else folder.recipe_dir()
+        conductor = Conductor(folder, recipe, registry, recipe_dir, progress or SilentProgress(), on_verdict)
+        if until is not None:
+            conductor.plan.step(until)
+        if lock.previous is not None:
+            conductor.progress.log(f"the last session ended without a word: {lock.previous}")
+        return conductor.run(until)
+
+
+class Conductor:
+    """One session on a run whose lock is held."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        recipe: Recipe,
+        registry: Registry,
+        recipe_dir: Path,
+        progress: Progress,
+        on_verdict: Callable[[str], None],
+    ):
+        self.folder, self.recipe, self.registry, self.recipe_dir = folder, recipe, registry, recipe_dir
+        self.progress, self._on_verdict = progress, on_verdict
+        self.plan: Plan = make_plan(recipe, registry, recipe_dir)
+        self._suites = self._load_suites()
+        self._store = ArtifactStore(folder.artifacts)
+        self._stop = StopRequest()
+        self._outcome = RunOutcome()
+        self._keys: dict[str, str] = {}
+        self._title = Title()
+
+    def run(self, until: str | None = None) -> RunOutcome:
+        """Goes through the plan. Errors: see :func:`conduct`."""
+        look_ahead(self.recipe, self.plan, self.folder, self.recipe_dir, self._suites.get("dev")).require_provable()
+        resumed = self.folder.ledger.exists()
+        self.folder.prepare()
+        self._store.sweep()
+        exit_code = int(ExitCode.INTERNAL)
+        with ExitStack() as closing:
+            self._ledger = Ledger(self.folder.ledger)
+            closing.callback(self._ledger.close)
+            self.folder.add_session(describe_session(self.registry, self.recipe_dir))
+            self._metrics = closing.enter_context(MetricsFile(self.folder.metrics))
+            launcher = self._launcher()
+            self._worker = WarmWorker(launcher, self.folder.logs / "worker.log")
+            closing.callback(self._worker.close)
+            closing.enter_context(self._stop)
+            self.registry.notify(RunStarted(self.folder.path, self.recipe.name, self.recipe.to_json(), resumed))
+            try:
+                with self.progress:
+                    self._walk(until)
+                exit_code = int(self._outcome.exit_code)
+            except SteelyardError as error:
+                exit_code = int(error.exit_code)
+                raise
+            finally:
+                self._outcome.champion = self._store.path(self._keys[self._title.champion]) if self._title.champion in self._keys else None
+                event = RunFinished(self.folder.path, exit_code, self._outcome.champion, self._outcome.promotions)
+                self.registry.notify(event)
+        return self._outcome
+
+    def _walk(self, until: str | None) -> None:
+        self.progress.planned(len(self.plan.steps))
+        for position, step in enumerate(self.plan.steps, start=1):
+            self._heed_stop(step)
+            inputs = {role: self._keys[self._title.resolve(source)] for role, source in step.inputs.items()}
+            key = self._keys[step.id] = step.key(inputs)
+            verdict: Mapping[str, Any] | None = None
+            if step.kind == "gate":
+                verdict = self._gate(step, key, inputs, position)
+            elif not self._reuse(step, key, position):
+                self._make(step, key, inputs, position)
+            if step.id == BASE and not self.folder.champion.exists():
+                link_atomically(self.folder.champion, f"artifacts/{key}")
+            if step.id == "items/dev":
+                self._require_provable_guards(key)
+            decided = self.plan.round_decided_by(step)
+            if decided is not None and self._decide(decided, verdict):
+                break
+            if step.id == until:
+                self._outcome.stopped = f"stopped behind {until!r}, as asked"
+                break
+        self._weigh_unseen()
+        self._write_report()
+
+    def _heed_stop(self, before: Step) -> None:
+        if self._stop.asked:
+            raise Interrupted(f"stopped by {self._stop.name} before {before.id!r}; go on with `steelyard resume {self.folder.path}`")
+
+    # Steps
+
+    def _reuse(self, step: Step, key: str, position: int) -> bool:
+        """Whether the step's artifact is there and whole. A damaged one is set aside, for the step to make it again."""
+        if not self._store.path(key).exists():
+            return False
+        try:
+            self._store.open(key)
+            manifest = self._store.manifest(key)
+        except ArtifactError as error:
+            aside = self._store.set_aside(key)
+            self._note_failure(step.id, key, type(error).__name__, str(error))
+            self.progress.log(f"{step.id}: {error} (now {aside.name})")
+            return False
+        if not self._ledger.committed(step.id, key):
+            # A session was killed between the artifact and its row; or another step had the same work to do.
+            status = "done" if manifest.step == step.id else "reused"
+            self._commit_row(step, key, status, manifest)
+        self._finished(step, key, "reused", 0.0, manifest.summary, position)
+        return True
+
+    def _commit_row(self, step: Step, key: str, status: str, manifest: Manifest) -> None:
+        seconds = manifest.seconds if status == "done" else 0.0
+        self._ledger.add_step(step.id, step.kind, key, status, seconds=seconds, round_name=step.round, summary=manifest.summary)
+
+    def _make(self, step: Step, key: str, inputs: Mapping[str, str], position: int) -> None:
+        """Has the step run by the worker, and commits what it made. Errors: :class:`StepFailedError`, :class:`Interrupted`."""
+        self._ledger.add_step(step.id, step.kind, key, "started", round_name=step.round)
+        self.registry.notify(StepStarted(self.folder.path, step.id, step.kind, key))
+        self.progress.begin(step.id, position)
+        started = time.monotonic()
+        try:
+            answer = self._worker.run(self._task(step, key, inputs), lambda message: self._hear(step, key, message), self._stop)
+        except Interrupted:
+            self._end(step, key, "interrupted", time.monotonic() - started, position)
+            raise
+        except SteelyardError as error:
+            self._fail(step, key, type(error).__name__, str(error), time.monotonic() - started, position)
+            raise
+        seconds = float(answer["seconds"])
+        if answer["type"] == "interrupted":
+            self._end(step, key, "interrupted", seconds, position)
+            why = f"stopped by {self._stop.name or 'a signal to the worker'} in {step.id!r}"
+            raise Interrupted(f"{why}; go on with `steelyard resume {self.folder.path}`")
+        if answer["type"] == "failed":
+            raise self._explain(step, key, inputs, answer["error"], seconds, position)
+        self._ledger.add_step(step.id, step.kind, key, "done", seconds=seconds, round_name=step.round, summary=answer["summary"])
+        remove_tree(self.folder.checkpoints / key)
+        self._finished(step, key, "done", seconds, answer["summary"], position)
+
+    def _task(self, step: Step, key: str, inputs: Mapping[str, str]) -> Task:
+        return Task(
+            step=step.id,
+            kind=step.kind,
+            key=key,
+            config=step.config,
+            input_keys=inputs,
+            run_dir=self.folder.path.resolve(),
+            recipe_dir=self.recipe_dir.resolve(),
+            seed=step.seed,
+            run_seed=self.recipe.seed,
+            places=step.places,
+            plugins={"disabled": list(self.registry.disabled), "project": str(Path.cwd())},
+        )
+
+    def _hear(self, step: Step, key: str, message: Mapping[str, Any]) -> None:
+        match message["type"]:
+            case "metrics":
+                optimiser_step, metrics = message["step"], message["metrics"]
+                self._ledger.add_metrics(step.id, key, optimiser_step, metrics)
+                self._metrics.add(step.id, optimiser_step, metrics)
+                self.registry.notify(MetricsReported(self.folder.path, step.id, optimiser_step, metrics))
+            case "progress":
+                self.progress.update(message["done"], message["total"], message["unit"], message["note"])
+            case "log":
+                self.progress.log(f"{step.id}: {message['message']}")
+
+    def _explain(
+        self, step: Step, key: str, inputs: Mapping[str, str], error: Mapping[str, Any], seconds: float, position: int
+    ) -> StepFailedError:
+        """The error for a step that failed in its worker. An input that proved damaged is set aside."""
+        if error["type"] == "ArtifactError":
+            for input_key in set(inputs.values()):
+                try:
+                    verify_folder(self._store.path(input_key))
+                except ArtifactError:
+                    self._store.set_aside(input_key)
+        message = str(error["message"])
+        if error["exit_code"] == ExitCode.INTERNAL:
+            message += f" (traceback in {self.folder.logs / (step.id + '.log')})"
+        self._fail(step, key, str(error["type"]), message, seconds, position)
+        message = message.removeprefix(f"step {step.id!r} failed: ")
+        return StepFailedError(step.id, message, exit_code=ExitCode(error["exit_code"]))
+
+    def _fail(self, step: Step, key: str, type_name: str, message: str, seconds: float, position: int) -> None:
+        self._note_failure(step.id, key, type_name, message)
+        self._end(step, key, "failed", seconds, position, error=message)
+
+    def _note_failure(self, step_id: str, key: str, type_name: str, message: str) -> None:
+        # On a full disk the record cannot be written either; the error itself must still come out.
+        with suppress(StorageError):
+            self._ledger.add_failure(step_id, key, type_name, message, str(Path("logs") / f"{step_id}.log"))
+
+    def _end(self, step: Step, key: str, status: str, seconds: float, position: int, error: str = "") -> None:
+        with suppress(StorageError):
+            self._ledger.add_step(step.id, step.kind, key, status, seconds=seconds, round_name=step.round)
+        self.progress.finish(step.id, position, status, seconds, {})
+        self.registry.notify(StepFinished(self.folder.path, step.id, step.kind, key, status, seconds, None, error))
+
+    def _finished(self, step: Step, key: str, status: str, seconds: float, summary: Mapping[str, Any], position: int) -> None:
+        self.progress.finish(step.id, position, status, seconds, summary)
+        artifact = self._store.path(key)
+        self.registry.notify(StepFinished(self.folder.path, step.id, step.kind, key, status, seconds, artifact))
+
+    # Gates
+
+    def _gate(self, step: Step, key: str, inputs: Mapping[str, str], position: int) -> Mapping[str, Any]:
+        """The verdict of a gate: the one in the ledger, or a new one, which goes there together with its promotion."""
+        decided = self._ledger.verdict_of(key)
+        if decided is not None:
+            self._finished(step, key, "reused", 0.0, {}, position)
+            return decided.verdict
+        self.progress.begin(step.id, position)
+        started = time.monotonic()
+        verdict = self._verdict(step, key, inputs, position)
+        challenger_step = self._title.resolve(step.inputs["challenger_model"])
+        self._ledger.add_decision(
+            round_name=str(step.round),
+            step=step.id,
+            key=key,
+            champion=inputs["champion_model"],
+            challenger=inputs["challenger_model"],
+            challenger_step=challenger_step,
+            verdict=verdict,
+            seconds=time.monotonic() - started,
+        )
+        self._finished(step, key, "done", time.monotonic() - started, {}, position)
+        self.registry.notify(RoundDecided(self.folder.path, str(step.round), str(verdict["decision"]), str(verdict["sentence"]), verdict))
+        return verdict
+
+    def _verdict(self, step: Step, key: str, inputs: Mapping[str, str], position: int) -> dict[str, Any]:
+        """``verdict.json``, committed as an artifact; one that a killed session committed is taken as it is."""
+        from steelyard.gate import PolicyConfig
+        from steelyard.run.gating import gate_facts, weigh_round
+
+        if self._store.path(key).exists():
+            with suppress(ArtifactError):
+                found: dict[str, Any] = json.loads((self._store.open(key) / "verdict.json").read_text(encoding="utf-8"))
+                return found
+            self._store.set_aside(key)
+        try:
+            champion, challenger = self._store.open(inputs["champion"]), self._store.open(inputs["challenger"])
+            facts = gate_facts(self._store.open(inputs["challenger_model"]), self._suites)
+            policy = PolicyConfig.model_validate(step.config["policy"])
+            verdict = weigh_round(
+                self.registry,
+                policy,
+                facts,
+                run_dir=self.folder.path,
+                round_name=str(step.round),
+                champion=champion,
+                challenger=challenger,
+            )
+        except SteelyardError as error:
+            self._fail(step, key, type(error).__name__, str(error), 0.0, position)
+            raise
+        temporary = self._store.temporary(key)
+        write_json(temporary / "verdict.json", verdict)
+        self._store.commit(temporary, key, step=step.id, kind="gate", inputs=inputs, summary={"decision": verdict["decision"]}, seconds=0.0)
+        return verdict
+
+    def _decide(self, decided: RoundPlan, verdict: Mapping[str, Any] | None) -> bool:
+        """Passes the title on, or does not; whether the run ends here."""
+        if verdict is not None:
+            self._outcome.verdicts.append(verdict)
+            self._on_verdict(f"{decided.name}: {verdict['sentence']}")
+        if verdict is None or verdict["decision"] == "promote":
+            self._promote(decided, gated=verdict is not None)
+            self._write_report()
+            return False
+        self._write_report()
+        gate = self.recipe.gate_of(self.recipe.round(decided.name))
+        rule = gate.on_reject if verdict["decision"] == "reject" else gate.on_inconclusive
+        if rule == "stop":
+            left = len(self.plan.rounds) - 1 - self.plan.rounds.index(decided)
+            self._outcome.stopped = f"stopped at the gate of round {decided.name!r}" + (f", {left} rounds left out" if left else "")
+            return True
+        return False
+
+    def _promote(self, decided: RoundPlan, *, gated: bool) -> None:
+        previous, key = self._keys[self._title.champion], self._keys[decided.challenger]
+        self._title.passes_to(decided)
+        self._outcome.promotions += 1
+        promotions = self._ledger.promotions()
+        if not gated and not any(row.step == decided.challenger and row.key == key for row in promotions):
+            self._ledger.add_promotion(round_name=decided.name, step=decided.challenger, key=key, previous=previous)
+            promotions = self._ledger.promotions()
+        # On a resume the earlier rounds are gone through again; the link must not walk back with them.
+        if promotions and promotions[-1].key == key:
+            link_atomically(self.folder.champion, f"artifacts/{key}")
+
+    def _require_provable_guards(self, items_key: str) -> None:
+        """The same refusal as before the run, now that the items have been counted."""
+        gates = plan_gates(self.recipe, self._suites["dev"], count_items(self._store.path(items_key)))
+        refusals = [reason for gate in gates if gate.plan and gate.required for reason in gate.plan.refusals]
+        if refusals:
+            raise GateRefusal(dict.fromkeys([*refusals, "or set gate.require_power to false"]))
+
+    # The end
+
+    def _weigh_unseen(self) -> None:
+        """What was gained on dev against what was gained on the unseen suite, once that has been opened."""
+        wanted = ("eval/base/dev", self._title.evaluation, "eval/base/unseen", "eval/champion/unseen")
+        if self._title.champion == BASE or any(step not in self._keys for step in wanted):
+            return
+        from steelyard.gate import GateFacts, dev_unseen_gap
+
+        folders = [self._store.path(self._keys[step]) for step in wanted]
+        ranges = {task.name: task.score_range for suite in self._suites.values() for task in suite.tasks}
+        try:
+            gap = dev_unseen_gap((folders[0], folders[1]), (folders[2], folders[3]), facts=GateFacts(score_ranges=ranges))
+        except GateRefusal as refusal:
+            self.progress.log(f"dev and unseen cannot be compared: {refusal}")
+            return
+        opened = len({row.key for row in self._ledger.steps() if row.step == "eval/champion/unseen" and row.status == "done"})
+        write_json(self.folder.path / "unseen.json", {**gap.to_json(), "opened": opened})
+        self._outcome.unseen = gap.sentence
+        self._on_verdict(gap.sentence)
+
+    def _write_report(self) -> None:
+        """A report that cannot be written costs a line, not the run."""
+        try:
+            from steelyard.report import write_report
+        except ImportError as error:
+            if not (error.name or "").startswith("steelyard.report"):
+                self.progress.log(f"no report: {error}")
+            return
+        try:
+            write_report(self.folder.path)
+        except Exception as error:
+            self.progress.log(f"the report could not be written: {type(error).__name__}: {error}")
+
+    def _launcher(self) -> Any:
+        entry = self.recipe.launcher
+        return self.registry.load(self.registry.get("launchers", entry.kind))(entry.options)
+
+    def _load_suites(self) -> dict[str, Suite]:
+        from steelyard.recipe.suite import load_suite
+
+        return {role: load_suite(ref, self.registry, self.recipe_dir) for role, ref in self.recipe.suites.items()}

@@ -1,0 +1,179 @@
+"""What lies ahead: a plan with what is known of each step before it runs, and what the gates can prove. For ``steelyard plan``."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from steelyard.errors import GateRefusal
+from steelyard.run.artifacts import ArtifactStore
+from steelyard.run.folder import RunFolder
+from steelyard.run.plan import Plan, Step
+
+if TYPE_CHECKING:
+    from steelyard.gate.power import GatePlan
+    from steelyard.recipe.schema import Recipe
+    from steelyard.recipe.suite import Suite
+
+__all__ = ["GateOutlook", "Outlook", "StepOutlook", "count_items", "look_ahead", "plan_gates"]
+
+
+@dataclass(frozen=True)
+class StepOutlook:
+    """A step to come. ``key`` is the one it has if every gate before it promotes; ``determined`` says that it cannot be another.
+    ``rows`` and ``optimiser_steps`` are None where they are not known yet."""
+
+    id: str
+    kind: str
+    key: str
+    determined: bool
+    there: bool
+    inputs: Mapping[str, str]
+    rows: int | None = None
+    tokens: int | None = None
+    optimiser_steps: int | None = None
+
+
+@dataclass(frozen=True)
+class GateOutlook:
+    """A round's gate: ``plan`` is None when ``unknown`` tasks do not say how many items they have."""
+
+    round: str
+    plan: GatePlan | None
+    unknown: tuple[str, ...] = ()
+    required: bool = True
+
+    def to_json(self) -> dict[str, Any]:
+        plan = self.plan.to_json() if self.plan is not None else None
+        return {"round": self.round, "plan": plan, "unknown": list(self.unknown), "required": self.required}
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """``disk_bytes`` is what the models and checkpoints of the run will take, None where the base model's size is not known."""
+
+    steps: tuple[StepOutlook, ...]
+    gates: tuple[GateOutlook, ...]
+    disk_bytes: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        steps = [asdict(step) for step in self.steps]
+        return {"steps": steps, "gates": [gate.to_json() for gate in self.gates], "disk_bytes": self.disk_bytes}
+
+    def require_provable(self) -> None:
+        """Errors: :class:`GateRefusal` naming every guard that its items cannot prove, where the recipe asks for that."""
+        refusals = [
+            f"round {gate.round!r}: {reason}" for gate in self.gates if gate.plan and gate.required for reason in gate.plan.refusals
+        ]
+        if refusals:
+            raise GateRefusal([*refusals, "or set gate.require_power to false"])
+
+
+def look_ahead(recipe: Recipe, plan: Plan, folder: RunFolder | None, recipe_dir: Path, dev: Suite | None) -> Outlook:
+    """The outlook of a plan, with what the run in ``folder`` (None: no run yet) has done already."""
+    store = ArtifactStore(folder.artifacts) if folder is not None else None
+    keys, undetermined = plan.optimistic_keys(), plan.undetermined()
+    steps: dict[str, StepOutlook] = {}
+    for step in plan.steps:
+        there = store is not None and store.has(keys[step.id])
+        known = store.manifest(keys[step.id]).summary if there and store is not None else {}
+        rows = known.get("rows") or _planned_rows(step, steps)
+        steps[step.id] = StepOutlook(
+            id=step.id,
+            kind=step.kind,
+            key=keys[step.id],
+            determined=step.id not in undetermined,
+            there=there,
+            inputs=dict(step.inputs),
+            rows=rows,
+            tokens=known.get("tokens"),
+            optimiser_steps=_planned_optimiser_steps(step, steps),
+        )
+    gates: tuple[GateOutlook, ...] = ()
+    if dev is not None:
+        listed = keys.get("items/dev", "")
+        counts = count_items(store.path(listed)) if store is not None and store.has(listed) else {}
+        gates = plan_gates(recipe, dev, counts)
+    return Outlook(tuple(steps.values()), gates, _disk(recipe, plan, recipe_dir))
+
+
+def plan_gates(recipe: Recipe, dev: Suite, counted: Mapping[str, int]) -> tuple[GateOutlook, ...]:
+    """What each round's gate can prove. ``counted`` is the number of items by harness task, where the items have been listed; else the
+    suite's own word for it counts.
+
+    Errors: :class:`GateRefusal` where a policy does not fit the suite."""
+    from steelyard.gate.power import plan_guards
+    from steelyard.run.gating import round_policy
+
+    sizes = {task.name: counted.get(task.name) or task.items for task in dev.tasks}
+    limits = {task.name: task.limit for task in dev.tasks}
+    items = {name: min(size, limits[name] or size) for name, size in sizes.items() if size is not None}
+    unknown = tuple(name for name, size in sizes.items() if size is None)
+    found = []
+    for entry in recipe.rounds:
+        required = recipe.gate_of(entry).require_power
+        policy = round_policy(recipe, entry, dev)
+        if not unknown and policy.policy == "non_inferiority":
+            try:
+                found.append(GateOutlook(entry.name, plan_guards(items, policy), (), required))
+            except GateRefusal as refusal:
+                raise GateRefusal(f"round {entry.name!r}: {reason}" for reason in refusal.reasons) from None
+        else:
+            found.append(GateOutlook(entry.name, None, unknown, required))
+    return tuple(found)
+
+
+def count_items(folder: Path) -> dict[str, int]:
+    """Items by task in the artifact of an ``items`` step."""
+    with open(folder / "items.jsonl", encoding="utf-8") as lines:
+        return dict(Counter(json.loads(line)["task"] for line in lines))
+
+
+def _planned_rows(step: Step, before: Mapping[str, StepOutlook]) -> int | None:
+    """Rows of a dataset that its recipe entry fixes; cleaning may take some away."""
+    if step.kind == "decontaminate":
+        return before[step.inputs["data"]].rows
+    if step.kind != "data" or step.config["engine"] is not None:
+        return None
+    total = 0
+    for source in step.config["sources"]:
+        size = source["options"].get("rows")
+        if source["count"] is not None:
+            total += source["count"]
+        elif isinstance(size, int) and source["weight"] is None:
+            total += round(size * (source["fraction"] or source["epochs"] or 1))
+        else:
+            return None
+    return total or None
+
+
+def _planned_optimiser_steps(step: Step, before: Mapping[str, StepOutlook]) -> int | None:
+    """What a stage's options say, by the names that stages commonly use for them."""
+    if step.kind != "stage":
+        return None
+    options = step.config["options"]
+    for name in ("max_steps", "steps"):
+        if isinstance(options.get(name), int):
+            return int(options[name])
+    rows = before[step.inputs["data"]].rows if "data" in step.inputs else None
+    epochs, batch_size = options.get("epochs"), options.get("batch_size")
+    if rows is None or not isinstance(epochs, int | float) or not isinstance(batch_size, int):
+        return None
+    return math.ceil(rows * epochs / batch_size)
+
+
+def _disk(recipe: Recipe, plan: Plan, recipe_dir: Path) -> int | None:
+    """Models: the base and one a stage. Checkpoints: two of one stage at a time, each the weights and two moments in float32."""
+    ref = recipe.base.model
+    path = recipe_dir / Path(ref).expanduser() if ref is not None else None
+    if path is None or not path.exists():
+        return None
+    files = path.glob("*.safetensors") if path.is_dir() else [path]
+    weights = sum(file.stat().st_size for file in files)
+    stages = sum(step.kind == "stage" for step in plan.steps)
+    return (weights * (1 + stages) + (2 * 3 * weights if stages else 0)) or None

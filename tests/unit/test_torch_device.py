@@ -1,0 +1,113 @@
+"""Precision, seeds, gradient checkpointing, and the count of floating-point operations."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from steelyard.errors import UsageError
+from steelyard_torch.batching import collate
+from steelyard_torch.device import Runtime, seed_everything, set_gradient_checkpointing, setup_runtime
+from steelyard_torch.encoding import EncodedRow
+from steelyard_torch.flops import mfu, training_flops
+from steelyard_torch.head import token_logprobs
+
+
+@pytest.fixture
+def model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(vocab_size=61, hidden_size=32, intermediate_size=80, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2)
+    )
+
+
+def row(length: int, targets: int) -> EncodedRow:
+    return EncodedRow(np.arange(length, dtype=np.int32) % 61, np.arange(length) >= length - targets)
+
+
+def gradients(model: LlamaForCausalLM) -> list[torch.Tensor]:
+    model.zero_grad()
+    token_logprobs(model, collate([row(12, 5), row(7, 3)], pad_id=0)).logprobs.sum().backward()
+    return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
+def test_seeding_repeats_every_generator() -> None:
+    def draw() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), torch.rand(()).item()
+
+    seed_everything(2**62 + 1)
+    first = draw()
+    seed_everything(2**62 + 1)
+    assert draw() == first
+
+
+def test_gradient_checkpointing_changes_no_gradient(model: LlamaForCausalLM) -> None:
+    model.train()
+    plain = gradients(model)
+    set_gradient_checkpointing(model, True)
+    assert model.is_gradient_checkpointing
+    for mine, theirs in zip(gradients(model), plain, strict=True):
+        assert torch.equal(mine, theirs)
+    set_gradient_checkpointing(model, False)
+    assert not model.is_gradient_checkpointing
+
+
+def test_bf16_computes_in_bfloat16_over_float32_weights(model: LlamaForCausalLM) -> None:
+    batch = collate([row(12, 5)], pad_id=0)
+    exact = token_logprobs(model, batch).logprobs
+    runtime = setup_runtime(device="cpu", precision="bf16")
+    with runtime.autocast():
+        assert torch.mm(torch.ones(2, 2), torch.ones(2, 2)).dtype == torch.bfloat16
+        scores = token_logprobs(model, batch)
+    scores.logprobs.sum().backward()
+    assert scores.logprobs.dtype == torch.float32
+    assert {p.grad.dtype for p in model.parameters() if p.grad is not None} == {torch.float32}
+    assert 0 < (scores.logprobs - exact).abs().max() < 0.1
+    with Runtime(torch.device("cpu")).autocast():
+        assert torch.mm(torch.ones(2, 2), torch.ones(2, 2)).dtype == torch.float32
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_a_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(UsageError, match="torch sees no CUDA device"):
+        setup_runtime(device="cuda")
+    assert setup_runtime().device.type == "cpu"
+
+
+def test_threads_are_set_as_asked() -> None:
+    before = torch.get_num_threads()
+    try:
+        setup_runtime(device="cpu", threads=1)
+        assert torch.get_num_threads() == 1
+        with pytest.raises(UsageError, match="threads must be at least 1, got 0"):
+            setup_runtime(threads=0)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_flop_count_is_that_of_torchs_counter_but_for_the_half_of_attention_that_is_masked(model: LlamaForCausalLM) -> None:
+    length, targets = 48, 11
+    model.set_attn_implementation("eager")
+    batch = collate([row(length, targets)], pad_id=0)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        token_logprobs(model, batch)  # the first call also tries the head
+        counted_with_trial = counter.get_total_flops()
+        token_logprobs(model, batch)
+        counted = counter.get_total_flops() - counted_with_trial
+    mine = training_flops(model, tokens=length, trained_tokens=targets, mean_length=length, backward=False)
+    assert mine is not None
+    masked_half = 2 * 3 * 32 * length * length  # layers · heads · head_dim · length², the products with later positions
+    rotary = 3 * 2 * 4 * length  # the small product that makes the rotary angles
+    assert counted == pytest.approx(mine + masked_half, abs=rotary)
+    assert training_flops(model, tokens=length, trained_tokens=targets, mean_length=length) == 3 * mine
+
+
+def test_utilisation_is_not_reported_where_a_number_is_unknown() -> None:
+    assert mfu(1e12, 2.0, peak_flops=1e12) == 0.5
+    assert mfu(1e12, 2.0, peak_flops=None) is None
+    assert mfu(None, 2.0, peak_flops=1e12) is None
