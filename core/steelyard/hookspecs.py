@@ -177,7 +177,7 @@ def steelyard_run_finished(event: RunFinished) -> None:
 def steelyard_resolve_model(ref: str, base: Path) -> Resolved | None:
     """Where the model ``ref`` is on this machine: a folder or file. ``base`` is the folder that relative paths start from.
 
-    The built-in answers for local paths and for hub ids (which it fetches, or finds in the hub's cache)."""
+    Asked before the import of a base model looks for a folder, a file or a hub id of that name: for registries and stores of your own."""
 
 
 @hookspec(firstresult=True)

@@ -38,10 +38,10 @@ class LmEvalHarness:
 
     def items(self, suite: Suite) -> Iterable[EvaluationItem]:
         """Every item of every task, with the texts a model is asked; see ``decontamination_fields``."""
-        from steelyard_evals.quiet import quiet
+        from steelyard_evals.session import lm_eval_session
 
         found: list[EvaluationItem] = []
-        with quiet():
+        with lm_eval_session():
             from steelyard_evals.tasks import TaskLoader
 
             loader = TaskLoader(suite, self._registry)
@@ -59,9 +59,9 @@ class LmEvalHarness:
         :class:`~steelyard.errors.VerifierError` when more than 1 % of a task's answers could not be scored,
         :class:`~steelyard.errors.Interrupted` when asked to stop. Nothing is written then.
         """
-        from steelyard_evals.quiet import quiet
+        from steelyard_evals.session import lm_eval_session
 
-        with quiet():
+        with lm_eval_session():
             return self._evaluate(context)
 
     def _evaluate(self, context: EvaluateContext) -> Mapping[str, Any]:

@@ -128,7 +128,10 @@ class TaskLoader:
         for name, entry in manager.task_index.items():
             if entry.yaml_path is not None and Path(entry.yaml_path).resolve() == path and name in manager.all_subtasks:
                 return manager, name, path.parent
-        raise UsageError(f"task {suite_task.name!r}: {str(path)!r} is not an lm-eval task file: it needs the key 'task' with a name")
+        raise UsageError(
+            f"task {suite_task.name!r}: {str(path)!r} is not an lm-eval task file: its key 'task' must be a name that no other file in "
+            "its folder has"
+        )
 
     def _manager(self, folder: Path | None) -> TaskManager:
         # lm-eval's own tasks take seconds to index; they are read only when a suite names one.

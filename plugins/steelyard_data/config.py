@@ -73,12 +73,14 @@ class TasksConfig(_Config):
     rows: int = Field(gt=0)
     """How many rows are made."""
     form: Literal["plain", "chat", "prompt"] = "chat"
-    """`plain`: `key=answer` as prompt and completion; `chat`: messages with the answer; `prompt`: messages that end in the question,
+    """`plain`: a line `key=answer` as prompt and completion; `chat`: messages with the answer; `prompt`: messages that end in the question,
     with a reference."""
     verbose_share: float = Field(default=0.0, ge=0, le=1)
     """Share of chat answers written `ans: 85` and not `85`."""
     long_share: float = Field(default=0.0, ge=0, le=1)
     """Share of `train` items in the longer shape and other wording of `unseen`."""
+    template: str = "{question}"
+    """What is asked, in forms `chat` and `prompt`: text in which `{question}` stands for the task's own words."""
     verifier: str | None = None
     """The verifier named by every row of form `prompt`."""
     seed: int = 0
@@ -89,6 +91,8 @@ class TasksConfig(_Config):
         for name in self.tasks:
             if name not in TASKS:
                 raise ValueError(f"unknown task {name!r}: one of {', '.join(TASKS)}")
+        if "{question}" not in self.template:
+            raise ValueError(f"template {self.template!r} has no {{question}} in it")
         return self
 
 

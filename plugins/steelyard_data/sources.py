@@ -131,8 +131,10 @@ class TasksSource:
     def _row(self, item: Mapping[str, Any]) -> Row:
         row: Row = {"id": item["id"], "task": item["task"]}
         if self._config.form == "plain":
-            return row | {"prompt": item["source"], "completion": item["completion"]}
-        row |= {"messages": item["messages"]}
+            return row | {"prompt": item["source"], "completion": item["completion"] + "\n"}
+        question, *answer = item["messages"]
+        asked = self._config.template.replace("{question}", question["content"])
+        row |= {"messages": [{**question, "content": asked}, *answer]}
         if self._config.form == "prompt":
             row |= {"reference": item["reference"]}
             if self._config.verifier is not None:

@@ -25,6 +25,6 @@ class DpoConfig(TrainingOptions):
     epochs: float = Field(default=1, gt=0)
     """Passes over the pairs."""
     max_steps: int | None = Field(default=None, gt=0)
-    """Stop after this many optimiser steps, whatever `epochs` says."""
+    """Just so many optimiser steps, over as many passes as that takes, in place of `epochs`."""
     trained_turns: Literal["all", "last"] = "all"
     """Which of the assistant's turns count in the log-probabilities; `all` includes those of the shared prompt."""

@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file
 
-from steelyard.errors import DataError, Interrupted, ModelError
+from steelyard.errors import DataError, Interrupted
 from steelyard.protocols import StageContext
 from steelyard.records import StageResult
 from steelyard.rows import read_rows
@@ -25,10 +24,9 @@ from steelyard_torch.batching import MicroBatch, StepSampler, StepTotals, collat
 from steelyard_torch.encoding import EncodedPair, EncodedPairs, encode_pairs
 from steelyard_torch.head import TokenScores, sum_by_row, token_logprobs
 from steelyard_torch.losses import dpo_loss, sft_loss
-from steelyard_torch.models import load_model, load_tokenizer, weights_sha256
-from steelyard_torch.templates import check_template, template_hash
-from steelyard_torch.token_cache import cache_key, cached_pairs, write_tensors
-from steelyard_torch.trainee import Trainee, out_of_memory
+from steelyard_torch.models import weights_sha256
+from steelyard_torch.token_cache import cache_key, cached_pairs, file_sha256, read_tensors, write_tensors
+from steelyard_torch.trainee import Trainee, memory_errors
 
 __all__ = ["Dpo", "pair_batches"]
 
@@ -41,11 +39,15 @@ class Dpo:
 
     def run(self, context: StageContext) -> StageResult:
         config = self._config
-        trainee = Trainee(context, config)
+        trainee = Trainee(context, config, dropout=False)
         encoded = _encode(trainee, config)
-        pairs = encoded.pairs
         context.io.log(encoded.stats.describe())
-        reference, reference_file = _reference_logprobs(trainee, config, pairs)
+        pairs = [pair for pair in encoded.pairs if not np.array_equal(pair.chosen.input_ids, pair.rejected.input_ids)]
+        if same := len(encoded.pairs) - len(pairs):
+            context.io.log(f"{same:,} pairs left out: chosen and rejected are the same")
+        if not pairs:
+            raise DataError(f"chosen and rejected are the same in all {same:,} pairs; there is nothing to prefer")
+        reference, reference_facts = _reference_logprobs(trainee, config, pairs)
         sampler = StepSampler(
             [len(pair) for pair in pairs],
             batch_size=config.batch_size,
@@ -65,20 +67,19 @@ class Dpo:
             for places in pair_batches(step_pairs, token_budget=config.micro_batch_tokens):
                 batch = _collate([step_pairs[p] for p in places], trainee)
                 known = torch.from_numpy(reference[[chosen[p] for p in places]]).to(trainee.runtime.device)
-                try:
-                    value = _backward(trainee, config, batch, known, pairs=len(step_pairs), chosen_totals=chosen_totals, metrics=metrics)
-                except (RuntimeError, MemoryError) as error:
-                    raise out_of_memory(error, padded_tokens=batch.padded_tokens, options=config) or error from error
-                loss_value += value
+                with memory_errors(padded_tokens=batch.padded_tokens, options=config):
+                    loss_value += _backward(
+                        trainee, config, batch, known, pairs=len(step_pairs), chosen_totals=chosen_totals, metrics=metrics
+                    )
             trainee.update(
                 loss_value,
                 tokens=sum(len(pair) for pair in step_pairs),
                 trained_tokens=sum(pair.chosen.targets + pair.rejected.targets for pair in step_pairs),
                 sequences=2 * len(step_pairs),
-                metrics={**{f"dpo/{name}": value for name, value in metrics.items()}, "train/epoch": sampler.epoch(trainee.step)},
+                metrics={**{f"dpo/{name}": value for name, value in metrics.items()}, "train/epoch": sampler.epoch(trainee.step + 1)},
             )
             trainee.rest(sampler.state(trainee.step))
-        return trainee.finish({"data": encoded.stats.to_json(), "reference_logprobs": reference_file.name})
+        return trainee.finish({"data": encoded.stats.to_json(), "identical_pairs": same, "reference": reference_facts})
 
 
 def _backward(
@@ -147,17 +148,15 @@ def _encode(trainee: Trainee, config: DpoConfig) -> EncodedPairs:
     folder = trainee.context.data
     if folder is None:
         raise DataError("the stage has no dataset; name one under `data:`")
-    same = 0
 
     def rows() -> Iterator[tuple[Any, Any, Any]]:
-        nonlocal same
         for row in read_rows(folder):
             for name in ("prompt", "chosen", "rejected"):
-                if not row.get(name):
-                    raise DataError(f"row {row.get('id', '?')!r} has no {name!r}; a preference row has prompt, chosen and rejected")
-            if row["chosen"] == row["rejected"]:
-                same += 1
-                continue
+                if not row.get(name) or isinstance(row[name], str):
+                    raise DataError(
+                        f"row {row.get('id', '?')!r} has no messages under {name!r}; a preference row has prompt, chosen and rejected, each "
+                        "a list of messages"
+                    )
             yield row["prompt"], row["chosen"], row["rejected"]
 
     def encode() -> EncodedPairs:
@@ -166,47 +165,47 @@ def _encode(trainee: Trainee, config: DpoConfig) -> EncodedPairs:
         )
 
     options = {"max_length": config.max_length, "on_too_long": config.on_too_long, "trained_turns": config.trained_turns}
-    encoded = cached_pairs(trainee.context.cache, folder, trainee.tokenizer, options, encode)
-    if same:
-        trainee.context.io.log(f"{same:,} pairs left out: chosen and rejected are the same")
-    return encoded
+    return cached_pairs(trainee.context.cache, folder, trainee.tokenizer, options, encode)
 
 
-def _reference_logprobs(trainee: Trainee, config: DpoConfig, pairs: Sequence[EncodedPair]) -> tuple[np.ndarray[Any, Any], Path]:
-    """(pairs, 2) float32: summed log-probabilities of chosen and rejected under the reference, from its file when it is there."""
+def _reference_logprobs(
+    trainee: Trainee, config: DpoConfig, pairs: Sequence[EncodedPair]
+) -> tuple[np.ndarray[Any, Any], dict[str, Any]]:
+    """(pairs, 2) float32: summed log-probabilities of chosen and rejected under the reference, from their file when it is there; and
+    what the stage's record says of them."""
     context = trainee.context
-    if context.reference is None or context.data is None:
-        raise ModelError("stage 'dpo' needs a reference model; say `reference: init` or name one")
-    tokenizer = load_tokenizer(context.reference)
-    check_template(template_hash(trainee.tokenizer), tokenizer, where="the reference model")
+    folder = trainee.reference_folder()
+    assert context.data is not None
     facts = {
-        "reference": weights_sha256(context.reference),
+        "weights_sha256": weights_sha256(folder),
+        "config_sha256": file_sha256(folder / "config.json"),
         "max_length": config.max_length,
         "on_too_long": config.on_too_long,
         "trained_turns": config.trained_turns,
         "precision": config.precision,
     }
     path = context.cache / "reference-logprobs" / f"{cache_key(context.data, trainee.tokenizer, facts)}.safetensors"
-    if path.is_file():
-        kept: np.ndarray[Any, Any] = load_file(path)["logprobs"]
-        if kept.shape == (len(pairs), 2):
-            context.io.log("reference log-probabilities: kept from before")
-            return kept, path
-    logprobs = _score_reference(trainee, config, pairs, context.reference)
-    write_tensors(path, {"logprobs": logprobs}, facts)
-    return logprobs, path
+    found = read_tensors(path)
+    if found is not None and found[0]["logprobs"].shape == (len(pairs), 2):
+        context.io.log("reference log-probabilities: kept from before")
+        logprobs = found[0]["logprobs"]
+    else:
+        logprobs = _score_reference(trainee, config, pairs)
+        write_tensors(path, {"logprobs": logprobs}, facts)
+    return logprobs, {"weights_sha256": facts["weights_sha256"], "logprobs": path.stem}
 
 
-def _score_reference(trainee: Trainee, config: DpoConfig, pairs: Sequence[EncodedPair], folder: Path) -> np.ndarray[Any, Any]:
-    model = load_model(folder, device=str(trainee.runtime.device))
+def _score_reference(trainee: Trainee, config: DpoConfig, pairs: Sequence[EncodedPair]) -> np.ndarray[Any, Any]:
+    model = trainee.load_reference()
     out = np.zeros((len(pairs), 2), np.float32)
     done = 0
     with torch.no_grad():
         for places in pair_batches(pairs, token_budget=config.micro_batch_tokens):
             if trainee.context.io.should_stop():
-                raise Interrupted("stopped while scoring the reference model")
-            with trainee.runtime.autocast():
-                scores: TokenScores = token_logprobs(model, _collate([pairs[p] for p in places], trainee))
+                raise Interrupted("stopped while scoring the reference model; a resumed run scores it anew")
+            batch = _collate([pairs[p] for p in places], trainee)
+            with memory_errors(padded_tokens=batch.padded_tokens, options=config), trainee.runtime.autocast():
+                scores: TokenScores = token_logprobs(model, batch)
             sums = sum_by_row(scores.logprobs, scores.rows, scores.n_rows).float().cpu().numpy()
             out[places, 0], out[places, 1] = sums[: len(places)], sums[len(places) :]
             done += len(places)

@@ -6,12 +6,12 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from steelyard_torch.config import TrainingOptions
+from steelyard_torch.config import OptimiserOptions
 
 __all__ = ["GrpoConfig"]
 
 
-class GrpoConfig(TrainingOptions):
+class GrpoConfig(OptimiserOptions):
     schedule: Literal["linear", "cosine", "constant"] = "constant"
     """How the learning rate falls after warm-up."""
     steps: int = Field(gt=0)
@@ -21,13 +21,14 @@ class GrpoConfig(TrainingOptions):
     samples_per_prompt: int = Field(default=8, ge=2)
     """Answers in a group (G)."""
     max_new_tokens: int = Field(default=1024, gt=0)
+    """Tokens of an answer, its end token included."""
     max_prompt_length: int = Field(default=2048, gt=0)
     """Prompts of more tokens are left out, and counted."""
     temperature: float = Field(default=1.0, gt=0)
     """Of sampling, and of the log-probabilities that are trained. There is no top-p or top-k here: a truncated distribution that the
     trainer does not share would bias every ratio."""
     minibatches: int = Field(default=1, gt=0)
-    """Optimiser steps on the rollouts of one rollout step."""
+    """Optimiser steps on the rollouts of one rollout step, each on other groups; above 1 the later ones are off-policy and clipped."""
     clip_low: float = Field(default=0.2, gt=0, le=1)
     """How far below 1 the ratio of new to old probability still earns."""
     clip_high: float = Field(default=0.2, gt=0)
@@ -44,7 +45,7 @@ class GrpoConfig(TrainingOptions):
     std_eps: float = Field(default=1e-6, ge=0)
     """Added to that standard deviation."""
     kl_coefficient: float = Field(default=0.0, ge=0)
-    """Weight of the KL divergence from the reference (estimator k3) in the loss; 0 loads no reference."""
+    """Weight of the KL divergence from the reference (estimator k3) in the loss; at 0 no reference is loaded."""
     reward_scale: float = Field(default=1.0, gt=0)
     """The reward of full marks (Tülu 3: 10)."""
     drop_without_signal: bool = True
@@ -54,7 +55,8 @@ class GrpoConfig(TrainingOptions):
     max_empty_steps: int = Field(default=10, ge=1)
     """Rollout steps in a row without any group to learn from before the stage stops."""
     truncated: Literal["mask", "penalise", "keep"] = "mask"
-    """What becomes of answers cut off at `max_new_tokens`: no loss on them; a reward of `truncation_reward`; or nothing."""
+    """What becomes of answers cut off at `max_new_tokens`: no loss on them, though they count in their group's mean; a reward of
+    `truncation_reward`; or nothing."""
     truncation_reward: float = 0.0
     """The reward of a cut-off answer under `penalise`."""
     max_logprob_gap: float | None = Field(default=None, gt=0)
@@ -64,4 +66,12 @@ class GrpoConfig(TrainingOptions):
     def _whole_minibatches(self) -> GrpoConfig:
         if self.minibatches > self.prompts_per_step:
             raise ValueError(f"minibatches {self.minibatches} is more than prompts_per_step {self.prompts_per_step}")
+        return self
+
+    @model_validator(mode="after")
+    def _dials_that_do_something(self) -> GrpoConfig:
+        if self.constant_length is not None and self.loss_reduction != "constant":
+            raise ValueError(f"constant_length belongs to loss_reduction 'constant', and loss_reduction is {self.loss_reduction!r}")
+        if self.truncation_reward != 0 and self.truncated != "penalise":
+            raise ValueError(f"truncation_reward belongs to truncated 'penalise', and truncated is {self.truncated!r}")
         return self

@@ -11,18 +11,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
-from steelyard.errors import TrainingError
+from steelyard.errors import EngineError, TrainingError
 from steelyard.protocols import Engine, StageContext
 from steelyard.records import StageResult
 from steelyard_rl.config import GrpoConfig
-from steelyard_rl.rollouts import Group, Harvest, PromptPool, roll_out
-from steelyard_torch.batching import MicroBatch, count_targets, gather_targets, micro_batches
+from steelyard_rl.rollouts import Group, Harvest, PromptPool, is_truncated, roll_out
+from steelyard_torch.batching import MicroBatch, StepTotals, count_targets, gather_targets, micro_batches
 from steelyard_torch.encoding import EncodedRow, encode_rollout
 from steelyard_torch.head import split_by_row, token_logprobs
 from steelyard_torch.losses import grpo_loss
-from steelyard_torch.models import load_model
-from steelyard_torch.trainee import Trainee, out_of_memory
+from steelyard_torch.trainee import Trainee, memory_errors
 
 __all__ = ["Grpo"]
 
@@ -35,48 +35,42 @@ class Grpo:
 
     def run(self, context: StageContext) -> StageResult:
         config = self._config
-        trainee = Trainee(context, config)
+        trainee = Trainee(context, config, dropout=False)
         pool = PromptPool(trainee, config)
         context.io.log(f"{len(pool):,} prompts" + (f"; {pool.too_long:,} too long and left out" if pool.too_long else ""))
-        reference = self._reference(trainee)
-        engine = context.engine(context.model, module=trainee.model, tokenizer=trainee.tokenizer)
+        reference = trainee.load_reference() if config.kl_coefficient else None
+        engine = context.engine(context.model, module=trainee.model)
         trainee.schedule(config.steps * config.minibatches)
         position = trainee.resume() or {"rollout_step": 0, "cursor": 0, "empty": 0, "empty_in_a_row": 0}
-        try:
-            while position["rollout_step"] < config.steps:
-                position = self._rollout_step(trainee, engine, pool, reference, position)
-                trainee.rest(position)
-        finally:
-            engine.close()
+        while position["rollout_step"] < config.steps:
+            position = self._rollout_step(trainee, engine, pool, reference, position)
+            trainee.rest(position)
         return trainee.finish({"rollout_steps": config.steps, "empty_steps": position["empty"], "prompts": len(pool)})
 
-    def _reference(self, trainee: Trainee) -> Any:
-        context = trainee.context
-        if not self._config.kl_coefficient:
-            return None
-        if context.reference is None:
-            raise TrainingError("a kl_coefficient needs a reference model; say `reference: init` or name one")
-        return load_model(context.reference, device=str(trainee.runtime.device)).requires_grad_(False)
-
     def _rollout_step(
-        self, trainee: Trainee, engine: Engine, pool: PromptPool, reference: Any, position: Mapping[str, Any]
+        self, trainee: Trainee, engine: Engine, pool: PromptPool, reference: PreTrainedModel | None, position: Mapping[str, Any]
     ) -> dict[str, Any]:
         """One turn of sample, verify, train; returns where the next begins."""
         config, context, step = self._config, trainee.context, int(position["rollout_step"])
-        engine.load_weights(trainee.model.state_dict(), version=step)
         engine.wake()
+        # An engine that shares the live module only takes note of the version; another one gets the tensors.
+        engine.load_weights(trainee.model.state_dict(), version=step)
         harvest = roll_out(context, config, engine, pool, step=step, cursor=int(position["cursor"]))
         engine.sleep()
-        _keep_samples(context, config, harvest, step)
         empty = not harvest.groups
         in_a_row = int(position["empty_in_a_row"]) + 1 if empty else 0
+        if step in {0, config.steps // 2, config.steps - 1} or in_a_row >= config.max_empty_steps:
+            _keep_samples(context, harvest, step)
         if in_a_row >= config.max_empty_steps:
             raise TrainingError(_nothing_to_learn(in_a_row, harvest))
-        if empty:
-            context.io.report(harvest.metrics(), step=trainee.step)
-            context.io.log(f"rollout step {step + 1:,} had no group to learn from")
-        else:
+        if not empty:
             self._train(trainee, reference, harvest)
+        # With fewer groups than mini-batches there were fewer optimiser steps; the schedule goes by rollout steps all the same.
+        trainee.pass_over((step + 1) * config.minibatches)
+        if empty:
+            context.io.log(f"rollout step {step + 1:,} had no group to learn from")
+            context.io.report(harvest.metrics(), step=trainee.step)
+            context.io.progress(trainee.step, trainee.total_steps, "steps", "no group to learn from")
         return {
             "rollout_step": step + 1,
             "cursor": harvest.cursor,
@@ -84,59 +78,66 @@ class Grpo:
             "empty_in_a_row": in_a_row,
         }
 
-    def _train(self, trainee: Trainee, reference: Any, harvest: Harvest) -> None:
+    def _train(self, trainee: Trainee, reference: PreTrainedModel | None, harvest: Harvest) -> None:
         config = self._config
         parts = [_Part(groups, config) for groups in _split(harvest.groups, config.minibatches)]
-        # With one optimiser step a rollout step the old policy is the current one: its log-probabilities are those of the forward pass.
-        if config.minibatches > 1:
-            for part in parts:
-                part.old = _score(trainee, trainee.model, part.rows, config)
         for part in parts:
+            # With one optimiser step a rollout step the old policy is the current one: its log-probabilities are the forward pass's own.
+            part.old = _score(trainee, trainee.model, part.rows, config) if len(parts) > 1 else None
             part.reference = None if reference is None else _score(trainee, reference, part.rows, config)
         for part in parts:
-            if not (totals := count_targets(part.rows)).tokens:
-                continue
-            loss_value, metrics, gap = 0.0, defaultdict[str, float](float), defaultdict[str, float](float)
-            for batch in micro_batches(
-                part.rows, token_budget=config.micro_batch_tokens, pad_id=trainee.tokenizer.pad_token_id, device=trainee.runtime.device
-            ):
-                try:
-                    with trainee.runtime.autocast():
-                        scores = token_logprobs(trainee.model, batch, temperature=config.temperature)
-                    old = scores.logprobs.detach() if part.old is None else gather_targets(batch, part.old)
-                    loss = grpo_loss(
-                        scores.logprobs,
-                        old,
-                        part.advantages[batch.order].to(scores.logprobs.device),
-                        scores.rows,
-                        totals=totals,
-                        clip_low=config.clip_low,
-                        clip_high=config.clip_high,
-                        reduction=config.loss_reduction,
-                        constant_length=config.constant_length or config.max_new_tokens,
-                        reference_logprobs=None if part.reference is None else gather_targets(batch, part.reference),
-                        kl_coefficient=config.kl_coefficient,
-                    )
-                    loss.value.backward()  # type: ignore[no-untyped-call]
-                except (RuntimeError, MemoryError) as error:
-                    raise out_of_memory(error, padded_tokens=batch.padded_tokens, options=config) or error from error
-                loss_value += float(loss.value.item())
-                for name, amount in loss.metrics.items():
-                    metrics[f"rl/{name}"] += float(amount)
-                _compare(batch, old, part.sampled, gap)
-            report = {**harvest.metrics(), **metrics, **_gap_metrics(gap)}
+            totals = count_targets(part.rows)
+            loss, measured = self._backward(trainee, part, totals)
+            report = {**harvest.metrics(), **measured}
             self._refuse_gap(report)
             trainee.update(
-                loss_value,
+                loss,
                 tokens=sum(len(row) for row in part.rows),
                 trained_tokens=totals.tokens,
                 sequences=len(part.rows),
                 metrics=report,
+                note=f"accuracy {report['rl/accuracy']:.2f}",
             )
 
+    def _backward(self, trainee: Trainee, part: _Part, totals: StepTotals) -> tuple[float, dict[str, float]]:
+        """Loss and gradients of an optimiser step, and what was measured on its tokens."""
+        config = self._config
+        loss_value, metrics, gap = 0.0, defaultdict[str, float](float), _Gap()
+        for batch in micro_batches(
+            part.rows, token_budget=config.micro_batch_tokens, pad_id=trainee.tokenizer.pad_token_id, device=trainee.runtime.device
+        ):
+            with memory_errors(padded_tokens=batch.padded_tokens, options=config):
+                with trainee.runtime.autocast():
+                    scores = token_logprobs(trainee.model, batch, temperature=config.temperature)
+                old = scores.logprobs.detach() if part.old is None else gather_targets(batch, part.old)
+                loss = grpo_loss(
+                    scores.logprobs,
+                    old,
+                    part.advantages[list(batch.order)].to(scores.logprobs.device),
+                    scores.rows,
+                    totals=totals,
+                    clip_low=config.clip_low,
+                    clip_high=config.clip_high,
+                    reduction=config.loss_reduction,
+                    constant_length=config.constant_length or config.max_new_tokens,
+                    reference_logprobs=None if part.reference is None else gather_targets(batch, part.reference),
+                    kl_coefficient=config.kl_coefficient,
+                )
+                loss.value.backward()  # type: ignore[no-untyped-call]
+            loss_value += loss.value.item()
+            for name, amount in loss.metrics.items():
+                metrics[f"rl/{name}"] += amount.item()
+            if part.sampled is not None:
+                gap.add(old, gather_targets(batch, part.sampled))
+        return loss_value, {**metrics, **gap.metrics()}
+
     def _refuse_gap(self, report: Mapping[str, float]) -> None:
-        limit, gap = self._config.max_logprob_gap, report.get("rl/logprob_gap", 0.0)
-        if limit is not None and gap > limit:
+        limit = self._config.max_logprob_gap
+        if limit is None:
+            return
+        if "rl/logprob_gap" not in report:
+            raise EngineError("the engine gives no log-probabilities, so max_logprob_gap cannot be kept; leave it out, or change the engine")
+        if not (gap := report["rl/logprob_gap"]) <= limit:
             raise TrainingError(
                 f"the engine's log-probabilities differ from the trainer's by {gap:.4g} on average, more than max_logprob_gap {limit:g}: "
                 "its weights are stale, or it computes in another precision"
@@ -148,18 +149,49 @@ class _Part:
 
     def __init__(self, groups: Sequence[Group], config: GrpoConfig):
         self.rows: list[EncodedRow] = []
-        self.sampled: list[torch.Tensor] = []
+        sampled: list[torch.Tensor | None] = []
         advantages: list[float] = []
         for group in groups:
             for rollout, advantage in zip(group.rollouts, group.advantages.tolist(), strict=True):
                 completion = rollout.completion
-                trained = not (completion.finish_reason == "length" and config.truncated == "mask")
-                self.rows.append(encode_rollout(completion.prompt_token_ids, completion.token_ids, trained=trained, index=len(self.rows)))
-                self.sampled.append(torch.tensor((completion.logprobs or ()) if trained else (), dtype=torch.float32))
+                trained = not (is_truncated(rollout) and config.truncated == "mask")
+                row = encode_rollout(rollout.prompt.token_ids or (), completion.token_ids, trained=trained, index=len(self.rows))
+                self.rows.append(row)
+                logprobs = completion.logprobs if trained else ()
+                sampled.append(None if logprobs is None else torch.tensor(logprobs, dtype=torch.float32))
                 advantages.append(advantage)
         self.advantages = torch.tensor(advantages, dtype=torch.float32)
+        known = [values for values in sampled if values is not None]
+        self.sampled = known if len(known) == len(sampled) else None
+        """The engine's log-probabilities; None when it gives none."""
         self.old: list[torch.Tensor] | None = None
         self.reference: list[torch.Tensor] | None = None
+
+
+class _Gap:
+    """How the engine's log-probabilities of its samples differ from the trainer's."""
+
+    def __init__(self) -> None:
+        self._tokens, self._sum, self._largest, self._entropy = 0, 0.0, 0.0, 0.0
+
+    def add(self, trainer: torch.Tensor, engine: torch.Tensor) -> None:
+        """Both (N,)."""
+        if len(engine):
+            difference = (trainer.detach().float() - engine.to(trainer.device)).abs()
+            self._tokens += len(engine)
+            self._sum += difference.sum().item()
+            self._largest = max(self._largest, difference.max().item())
+            self._entropy -= engine.sum().item()
+
+    def metrics(self) -> dict[str, float]:
+        """Means over the tokens. The entropy is the samples' mean surprise, an unbiased estimate of the entropy a token was drawn with."""
+        if not self._tokens:
+            return {}
+        return {
+            "rl/logprob_gap": self._sum / self._tokens,
+            "rl/logprob_gap_max": self._largest,
+            "rl/entropy": self._entropy / self._tokens,
+        }
 
 
 def _split(groups: Sequence[Group], parts: int) -> list[Sequence[Group]]:
@@ -169,67 +201,44 @@ def _split(groups: Sequence[Group], parts: int) -> list[Sequence[Group]]:
     return [groups[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def _score(trainee: Trainee, model: Any, rows: Sequence[EncodedRow], config: GrpoConfig) -> list[torch.Tensor]:
+def _score(trainee: Trainee, model: PreTrainedModel, rows: Sequence[EncodedRow], config: GrpoConfig) -> list[torch.Tensor]:
     """Log-probabilities of each row's trained tokens under ``model``, without gradient."""
     out: list[torch.Tensor] = [torch.empty(0)] * len(rows)
     with torch.no_grad():
         for batch in micro_batches(
             rows, token_budget=config.micro_batch_tokens, pad_id=trainee.tokenizer.pad_token_id, device=trainee.runtime.device
         ):
-            with trainee.runtime.autocast():
+            with memory_errors(padded_tokens=batch.padded_tokens, options=config), trainee.runtime.autocast():
                 scores = token_logprobs(model, batch, temperature=config.temperature)
             for place, values in zip(batch.order, split_by_row(scores.logprobs, scores.rows, scores.n_rows), strict=True):
                 out[place] = values
     return out
 
 
-def _compare(batch: MicroBatch, trainer: torch.Tensor, sampled: Sequence[torch.Tensor], gap: defaultdict[str, float]) -> None:
-    """Add up how the engine's log-probabilities differ from the trainer's on the same tokens."""
-    if any(len(sampled[place]) != int(batch.trained[i].sum()) for i, place in enumerate(batch.order)):
-        return
-    engine = gather_targets(batch, [values.to(trainer.device) for values in sampled])
-    if not len(engine):
-        return
-    difference = (trainer.detach().float() - engine).abs()
-    gap["tokens"] += len(engine)
-    gap["sum"] += float(difference.sum())
-    gap["max"] = max(gap["max"], float(difference.max()))
-    gap["entropy"] += float(-engine.sum())
-
-
-def _gap_metrics(gap: Mapping[str, float]) -> dict[str, float]:
-    if not gap["tokens"]:
-        return {}
-    return {
-        "rl/logprob_gap": gap["sum"] / gap["tokens"],
-        "rl/logprob_gap_max": gap["max"],
-        "rl/entropy": gap["entropy"] / gap["tokens"],
-    }
-
-
-def _keep_samples(context: StageContext, config: GrpoConfig, harvest: Harvest, step: int) -> None:
-    """A few rollouts of the first, middle and last rollout step, for the report."""
-    if step not in {0, config.steps // 2, config.steps - 1}:
-        return
-    for group in harvest.groups[:3]:
-        for rollout in group.rollouts[:2]:
-            context.io.sample(
-                {
-                    "kind": "rollout",
-                    "step": step + 1,
-                    "prompt": rollout.prompt.id,
-                    "completion": rollout.completion.text,
-                    "outcome": rollout.verdict.outcome.value,
-                    "detail": rollout.verdict.detail,
-                    "reward": rollout.reward,
-                }
-            )
+def _keep_samples(context: StageContext, harvest: Harvest, step: int) -> None:
+    """A few rollouts for the report, whether they were learnt from or not."""
+    for row, rollout in harvest.examples:
+        context.io.sample(
+            {
+                "kind": "rollout",
+                "step": step + 1,
+                "messages": row["messages"],
+                "completion": rollout.completion.text,
+                "reference": row["reference"],
+                "outcome": rollout.verdict.outcome.value,
+                "detail": rollout.verdict.detail,
+                "reward": rollout.reward,
+                "finish_reason": rollout.completion.finish_reason,
+            }
+        )
 
 
 def _nothing_to_learn(steps: int, harvest: Harvest) -> str:
-    wrong, right, failed, rollouts = (int(harvest.counts[name]) for name in ("all wrong", "all right", "failures", "rollouts"))
+    wrong, right, cut, failed, rollouts = (
+        int(harvest.counts[name]) for name in ("all wrong", "all right", "all cut off", "failures", "rollouts")
+    )
     return (
-        f"no group had both right and wrong answers in {steps} rollout steps in a row (in the last: {wrong} all wrong, "
-        f"{right} all right, {failed} verifier failures of {rollouts} rollouts); a verifier that never "
-        "passes, prompts that are too hard or too easy, or a model that needs `sft` first: look at the samples of this stage"
+        f"no group had both right and wrong answers in {steps} rollout steps in a row (in the last: {wrong} all wrong, {right} all right, "
+        f"{cut} all cut off, {failed} verifier failures of {rollouts} rollouts); a verifier that never passes, prompts that are too hard "
+        "or too easy, max_new_tokens that is too small, or a model that needs `sft` first: look at the samples of this stage"
     )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import random
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 
-from steelyard.errors import DataError
+from steelyard.errors import DataError, PluginError, VerifierError, nearest
 from steelyard.protocols import Engine, StageContext
 from steelyard.records import Prompt, Rollout, Row, Sampling, derive_seed
 from steelyard.rows import read_rows
@@ -18,7 +20,9 @@ from steelyard_torch.encoding import encode_prompt
 from steelyard_torch.losses import group_advantages
 from steelyard_torch.trainee import Trainee
 
-__all__ = ["Group", "Harvest", "PromptPool", "has_signal", "roll_out"]
+__all__ = ["Group", "Harvest", "PromptPool", "has_signal", "is_truncated", "roll_out"]
+
+_EXAMPLES = 6
 
 
 @dataclass(frozen=True)
@@ -36,9 +40,12 @@ class Harvest:
     groups: list[Group] = field(default_factory=list)
     cursor: int = 0
     counts: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    examples: list[tuple[Row, Rollout]] = field(default_factory=list)
+    """Two rollouts of each of the first prompts, with the rows they came from."""
+    seconds: float = 0.0
 
     def metrics(self) -> dict[str, float]:
-        """Means over all rollouts of the step, whether trained on or not."""
+        """Means over all rollouts of the step, whether trained on or not; accuracy and reward over those that have a verdict."""
         counts = self.counts
         rollouts, scored = max(counts["rollouts"], 1), max(counts["scored"], 1)
         return {
@@ -52,6 +59,7 @@ class Harvest:
             "rl/groups_all_right": float(counts["all right"]),
             "rl/groups_all_wrong": float(counts["all wrong"]),
             "rl/prompts_sampled": float(counts["prompts"]),
+            "perf/rollout_s": self.seconds,
         }
 
 
@@ -62,7 +70,9 @@ class PromptPool:
         context = trainee.context
         if context.data is None:
             raise DataError("the stage has no dataset; name one under `data:`")
-        names = set(context.verifiers.names())
+        names = tuple(context.verifiers.names())
+        if not names:
+            raise VerifierError("the stage has no verifier; name one under `verifiers:`")
         self.too_long = 0
         self._rows: list[tuple[Row, tuple[int, ...]]] = []
         for row in read_rows(context.data):
@@ -107,21 +117,36 @@ def roll_out(context: StageContext, config: GrpoConfig, engine: Engine, pool: Pr
         seed=derive_seed(context.seed, "rollout", step),
     )
     allowed = config.prompts_per_step + int(config.max_refills * config.prompts_per_step)
+    started = time.monotonic()
     while (missing := config.prompts_per_step - len(harvest.groups)) > 0 and (room := allowed - int(harvest.counts["prompts"])) > 0:
         taken = pool.take(harvest.cursor, min(missing, room))
         harvest.cursor += len(taken)
         harvest.counts["prompts"] += len(taken)
-        for rollouts in _sample(context, engine, taken, sampling):
+        for (_, row), rollouts in zip(taken, _sample(context, engine, taken, sampling), strict=True):
             _count(harvest, rollouts)
-            group = _group(context, config, harvest, rollouts)
-            if group is not None:
-                harvest.groups.append(group)
+            rewarded = _rewarded(context, config, [rollout for rollout in rollouts if _is_scored(rollout)])
+            harvest.counts["reward"] += sum(rollout.reward or 0.0 for rollout in rewarded)
+            if len(harvest.examples) < _EXAMPLES:
+                harvest.examples.extend((row, rollout) for rollout in (rewarded or rollouts)[:2])
+            if _teaches(config, harvest, rewarded):
+                harvest.groups.append(_group(config, rewarded))
+    harvest.seconds = time.monotonic() - started
     return harvest
 
 
 def has_signal(rollouts: Sequence[Rollout]) -> bool:
     """Whether a group's verdicts differ: judged on the verifier's scores, which no shaper has touched."""
     return len({rollout.verdict.score for rollout in rollouts}) > 1
+
+
+def is_truncated(rollout: Rollout) -> bool:
+    """Whether the answer was cut off before it ended."""
+    return rollout.completion.finish_reason == "length"
+
+
+def _is_scored(rollout: Rollout) -> bool:
+    """A verifier's failure is no score of 0, and what an engine gave up on is no answer: both leave the group."""
+    return rollout.verdict.score is not None and rollout.completion.finish_reason != "abort"
 
 
 def _sample(context: StageContext, engine: Engine, taken: Sequence[tuple[Prompt, Row]], sampling: Sampling) -> list[list[Rollout]]:
@@ -138,42 +163,52 @@ def _count(harvest: Harvest, rollouts: Sequence[Rollout]) -> None:
     for rollout in rollouts:
         counts["rollouts"] += 1
         counts["tokens"] += len(rollout.completion.token_ids)
-        counts["truncated"] += rollout.completion.finish_reason == "length"
+        counts["truncated"] += is_truncated(rollout)
         counts["unparseable"] += rollout.verdict.outcome == "unparseable"
-        if rollout.verdict.score is None:
-            counts["failures"] += 1
-        else:
+        counts["failures"] += rollout.verdict.score is None
+        if _is_scored(rollout):
             counts["scored"] += 1
-            counts["score"] += rollout.verdict.score
+            counts["score"] += rollout.verdict.score or 0.0
 
 
-def _group(context: StageContext, config: GrpoConfig, harvest: Harvest, rollouts: Sequence[Rollout]) -> Group | None:
-    """The group without failed verdicts, rewarded and shaped; None when it teaches nothing."""
-    verified = [rollout for rollout in rollouts if rollout.verdict.score is not None]
-    rewards = [_reward(config, rollout) for rollout in verified]
-    for shaper in context.shapers:
-        rewards = [float(reward) for reward in shaper.shape(verified, rewards)]
-    harvest.counts["reward"] += sum(rewards)
-    if len(verified) < 2:
-        return None
-    if not has_signal(verified):
-        harvest.counts["all right" if verified[0].verdict.score == 1.0 else "all wrong"] += 1
+def _rewarded(context: StageContext, config: GrpoConfig, rollouts: Sequence[Rollout]) -> list[Rollout]:
+    """One prompt's rollouts with their rewards, shaped in the recipe's order."""
+    rewards = [_reward(config, rollout) for rollout in rollouts]
+    for shaper in context.shapers if rollouts else ():
+        shaped = [float(reward) for reward in shaper.shape(rollouts, rewards)]
+        if len(shaped) != len(rewards) or not all(map(math.isfinite, shaped)):
+            raise PluginError(f"shaper {type(shaper).__name__!r} made {shaped!r} of {len(rewards)} rewards; it must give as many finite ones")
+        rewards = shaped
+    return [replace(rollout, reward=reward) for rollout, reward in zip(rollouts, rewards, strict=True)]
+
+
+def _teaches(config: GrpoConfig, harvest: Harvest, rollouts: Sequence[Rollout]) -> bool:
+    """Whether a group is to be trained on; counts why not."""
+    if len(rollouts) < 2:
+        return False
+    if not has_signal(rollouts):
+        harvest.counts["all right" if rollouts[0].verdict.score == 1.0 else "all wrong"] += 1
         if config.drop_without_signal:
-            return None
-    advantages = group_advantages(
-        torch.tensor(rewards, dtype=torch.float64), scale_by_std=config.scale_by_std, ddof=config.std_ddof, eps=config.std_eps
-    )
-    return Group([replace(r, reward=reward) for r, reward in zip(verified, rewards, strict=True)], advantages)
+            return False
+    if config.truncated == "mask" and all(map(is_truncated, rollouts)):
+        harvest.counts["all cut off"] += 1
+        return False
+    return True
+
+
+def _group(config: GrpoConfig, rollouts: Sequence[Rollout]) -> Group:
+    rewards = torch.tensor([rollout.reward for rollout in rollouts], dtype=torch.float64)
+    return Group(rollouts, group_advantages(rewards, scale_by_std=config.scale_by_std, ddof=config.std_ddof, eps=config.std_eps))
 
 
 def _reward(config: GrpoConfig, rollout: Rollout) -> float:
-    if rollout.completion.finish_reason == "length" and config.truncated == "penalise":
+    if is_truncated(rollout) and config.truncated == "penalise":
         return config.truncation_reward
     assert rollout.verdict.score is not None
     return config.reward_scale * rollout.verdict.score
 
 
-def _check(row: Row, verifiers: set[str]) -> None:
+def _check(row: Row, verifiers: Sequence[str]) -> None:
     place = f"row {row.get('id', '?')!r}"
     if not row.get("messages") or "reference" not in row:
         raise DataError(f"{place}: an RL prompt needs `messages` and a `reference`; it has {', '.join(sorted(row))}")
@@ -181,6 +216,6 @@ def _check(row: Row, verifiers: set[str]) -> None:
         raise DataError(f"{place}: an RL prompt ends in a user turn, not {row['messages'][-1]['role']!r}")
     name = row.get("verifier")
     if name is None and len(verifiers) == 1:
-        row["verifier"] = next(iter(verifiers))
+        row["verifier"] = verifiers[0]
     elif name not in verifiers:
-        raise DataError(f"{place}: verifier {name!r} is not one of the stage's ({', '.join(sorted(verifiers))})")
+        raise DataError(f"{place}: verifier {name!r} is not one of the stage's{nearest(str(name), verifiers)}; name it under `verifiers:`")

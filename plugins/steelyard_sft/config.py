@@ -17,7 +17,7 @@ class SupervisedOptions(TrainingOptions):
     epochs: float = Field(default=1, gt=0)
     """Passes over the dataset."""
     max_steps: int | None = Field(default=None, gt=0)
-    """Stop after this many optimiser steps, whatever `epochs` says."""
+    """Just so many optimiser steps, over as many passes as that takes, in place of `epochs`."""
     loss_reduction: Literal["token_mean", "sum", "sequence_mean"] = "token_mean"
     """How token losses become one: the mean over the trained tokens of the whole optimiser step; their sum; or the mean over
     sequences of each sequence's mean."""
@@ -31,3 +31,5 @@ class SftConfig(SupervisedOptions):
 class PretrainConfig(SupervisedOptions):
     train_prompt: bool = False
     """Whether the `prompt` of rows with `prompt` and `completion` is trained as well."""
+    end_token: bool = True
+    """Put the tokenizer's end token behind every text and train it; without it the model learns to go on after a text."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from steelyard.errors import DataError
 from steelyard.protocols import StageContext
-from steelyard.records import StageResult
+from steelyard.records import Row, StageResult
 from steelyard.rows import read_rows
 from steelyard_sft.config import PretrainConfig, SftConfig, SupervisedOptions
 from steelyard_torch.batching import StepSampler, count_targets, micro_batches
@@ -14,7 +15,7 @@ from steelyard_torch.encoding import EncodedChats, encode_chats, encode_texts
 from steelyard_torch.head import token_logprobs
 from steelyard_torch.losses import sft_loss
 from steelyard_torch.token_cache import cached_rows
-from steelyard_torch.trainee import Trainee, out_of_memory
+from steelyard_torch.trainee import Trainee, memory_errors
 
 __all__ = ["Pretrain", "Sft"]
 
@@ -31,7 +32,7 @@ class Sft:
         folder = _dataset(context)
 
         def encode() -> EncodedChats:
-            conversations = (_field(row, "messages") for row in read_rows(folder))
+            conversations = (_messages(row) for row in read_rows(folder))
             return encode_chats(
                 trainee.tokenizer,
                 conversations,
@@ -63,9 +64,15 @@ class Pretrain:
                 max_length=config.max_length,
                 on_too_long=config.on_too_long,
                 train_prompt=config.train_prompt,
+                end_token=config.end_token,
             )
 
-        options = {"max_length": config.max_length, "on_too_long": config.on_too_long, "train_prompt": config.train_prompt}
+        options = {
+            "max_length": config.max_length,
+            "on_too_long": config.on_too_long,
+            "train_prompt": config.train_prompt,
+            "end_token": config.end_token,
+        }
         encoded = cached_rows(context.cache, folder, trainee.tokenizer, options, encode)
         return _train(trainee, config, encoded)
 
@@ -87,38 +94,38 @@ def _train(trainee: Trainee, config: SupervisedOptions, encoded: EncodedChats) -
         for batch in micro_batches(
             rows, token_budget=config.micro_batch_tokens, pad_id=trainee.tokenizer.pad_token_id, device=trainee.runtime.device
         ):
-            try:
+            with memory_errors(padded_tokens=batch.padded_tokens, options=config):
                 with trainee.runtime.autocast():
                     scores = token_logprobs(trainee.model, batch)
                 loss = sft_loss(scores.logprobs, scores.rows, scores.n_rows, reduction=config.loss_reduction, totals=totals)
                 loss.backward()  # type: ignore[no-untyped-call]
-            except (RuntimeError, MemoryError) as error:
-                raise out_of_memory(error, padded_tokens=batch.padded_tokens, options=config) or error from error
             loss_value += loss.item()
         trainee.update(
             loss_value,
             tokens=sum(len(row) for row in rows),
             trained_tokens=totals.tokens,
             sequences=len(rows),
-            metrics={"train/epoch": sampler.epoch(trainee.step)},
+            metrics={"train/epoch": sampler.epoch(trainee.step + 1)},
         )
         trainee.rest(sampler.state(trainee.step))
     return trainee.finish({"data": encoded.stats.to_json()})
 
 
-def _dataset(context: StageContext) -> Any:
+def _dataset(context: StageContext) -> Path:
     if context.data is None:
         raise DataError("the stage has no dataset; name one under `data:`")
     return context.data
 
 
-def _field(row: dict[str, Any], name: str) -> Any:
-    if name not in row:
-        raise DataError(f"row {row.get('id', '?')!r} has no {name!r}; it has {', '.join(sorted(row))}")
-    return row[name]
+def _messages(row: Row) -> Any:
+    if "messages" not in row:
+        raise DataError(f"row {row.get('id', '?')!r} has no 'messages'; it has {', '.join(sorted(row))}")
+    return row["messages"]
 
 
-def _text(row: dict[str, Any]) -> tuple[str, str]:
+def _text(row: Row) -> tuple[str, str]:
     if "text" in row:
         return "", row["text"]
-    return _field(row, "prompt"), _field(row, "completion")
+    if not (isinstance(row.get("prompt"), str) and isinstance(row.get("completion"), str)):
+        raise DataError(f"row {row.get('id', '?')!r} needs `text`, or `prompt` and `completion` as texts; it has {', '.join(sorted(row))}")
+    return row["prompt"], row["completion"]

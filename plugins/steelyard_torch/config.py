@@ -8,22 +8,22 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["ImportConfig", "NewModel", "NewTokenizer", "TrainingOptions"]
+__all__ = ["ImportConfig", "NewModel", "NewTokenizer", "OptimiserOptions", "TrainingOptions"]
 
 _READ_WHOLE = 1 << 26
 
 
-class TrainingOptions(BaseModel):
-    """Optimiser, schedule, batches, precision and checkpoints."""
+class OptimiserOptions(BaseModel):
+    """Optimiser, schedule, micro-batches, precision and checkpoints."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     lr: float = Field(gt=0)
     """Peak learning rate."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """How the learning rate falls after warm-up: linearly or as a cosine to `lr_floor`, or not at all."""
+    """How the learning rate falls after warm-up: linearly or as a cosine towards 0, or not at all."""
     lr_floor: float = Field(default=0.0, ge=0, le=1)
-    """The end of the schedule, as a share of `lr`."""
+    """The share of `lr` below which the schedule does not fall."""
     warmup_ratio: float | None = Field(default=None, ge=0, le=1)
     """Warm-up as a share of all optimiser steps."""
     warmup_steps: int | None = Field(default=None, ge=0)
@@ -33,14 +33,11 @@ class TrainingOptions(BaseModel):
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's decay rates of the moments."""
     adam_eps: float = Field(default=1e-8, gt=0)
+    """Added to the root of AdamW's second moment."""
     max_grad_norm: float | None = Field(default=1.0, gt=0)
     """Gradients are scaled down to this global norm; null measures without clipping."""
     micro_batch_tokens: int = Field(default=16384, ge=1)
     """Padded tokens that go through the model at once; lower it when memory runs out. The result does not depend on it."""
-    max_length: int = Field(default=4096, ge=2)
-    """Tokens of an example, prompt and answer together."""
-    on_too_long: Literal["truncate", "drop", "refuse"] = "truncate"
-    """What becomes of longer examples; whatever it is, they are counted."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """`bf16`: the forward pass in bfloat16 over float32 weights and optimiser state."""
     gradient_checkpointing: bool = False
@@ -57,10 +54,19 @@ class TrainingOptions(BaseModel):
     """Peak FLOP/s of the device at this precision; with it `perf/mfu` is reported."""
 
     @model_validator(mode="after")
-    def _one_warmup(self) -> TrainingOptions:
+    def _one_warmup(self) -> OptimiserOptions:
         if self.warmup_ratio is not None and self.warmup_steps is not None:
             raise ValueError("give warmup_ratio or warmup_steps, not both")
         return self
+
+
+class TrainingOptions(OptimiserOptions):
+    """The dials of a stage that trains on given examples: the optimiser's, and how long an example may be."""
+
+    max_length: int = Field(default=4096, ge=2)
+    """Tokens of an example, prompt and answer together."""
+    on_too_long: Literal["truncate", "drop", "refuse"] = "truncate"
+    """What becomes of longer examples; whatever it is, they are counted."""
 
 
 class NewTokenizer(BaseModel):

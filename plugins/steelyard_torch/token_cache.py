@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from transformers import PreTrainedTokenizerFast
 
+from steelyard import __version__
+from steelyard.errors import StorageError
+from steelyard.run.durable import fsync_folder, storage_problem
 from steelyard_torch.encoding import EncodedChats, EncodedPair, EncodedPairs, EncodedRow, EncodingStats
 from steelyard_torch.templates import template_hash
 
-__all__ = ["cache_key", "cached_pairs", "cached_rows", "file_sha256", "write_tensors"]
+__all__ = ["cache_key", "cached_pairs", "cached_rows", "file_sha256", "read_tensors", "write_tensors"]
 
 _FORMAT = 1
 
@@ -29,6 +33,7 @@ def cache_key(dataset: Path, tokenizer: PreTrainedTokenizerFast, options: Mappin
     """32 hex digits over the dataset's rows, :func:`template_hash` and ``options`` (JSON)."""
     parts = {
         "format": _FORMAT,
+        "made by": __version__,
         "rows": file_sha256(dataset / "rows.parquet"),
         "template": template_hash(tokenizer),
         "options": dict(options),
@@ -70,13 +75,44 @@ def file_sha256(path: Path) -> str:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray[Any, Any]], facts: Mapping[str, Any]) -> None:
-    """A safetensors file with ``facts`` as JSON in its header; complete or absent, whatever happens meanwhile."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """A safetensors file with ``facts`` (JSON) and a checksum in its header; complete or absent, whatever happens meanwhile.
+
+    Raises:
+        StorageError: the disk is full or cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(dict(tensors), temporary, metadata={"facts": json.dumps(facts)})
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    header = {"facts": json.dumps(facts), "sha256": _checksum(tensors)}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(dict(tensors), temporary, metadata=header)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        fsync_folder(path.parent)
+    except (OSError, SafetensorError) as error:  # the latter is how safetensors reports a full disk
+        temporary.unlink(missing_ok=True)
+        raise storage_problem(error, path) or StorageError(f"cannot write {str(path)!r}: {error}") from error
+
+
+def read_tensors(path: Path) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]] | None:
+    """Tensors and facts as :func:`write_tensors` was given them; None when there is no such file, or it is not what was written: a
+    damaged cache is only a cache."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+            header = file.metadata()
+        facts: dict[str, Any] = json.loads(header["facts"])
+        return (tensors, facts) if header["sha256"] == _checksum(tensors) else None
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _checksum(tensors: Mapping[str, np.ndarray[Any, Any]]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
+        digest.update(np.ascontiguousarray(tensor).tobytes())
+    return digest.hexdigest()
 
 
 def _save(path: Path, rows: Sequence[EncodedRow], stats: EncodingStats) -> None:
@@ -86,21 +122,15 @@ def _save(path: Path, rows: Sequence[EncodedRow], stats: EncodingStats) -> None:
         "lengths": np.array([len(row) for row in rows], np.int64),
         "index": np.array([row.index for row in rows], np.int64),
     }
-    facts = {k: v for k, v in stats.to_json().items() if k in EncodingStats.__dataclass_fields__}
-    write_tensors(path, tensors, facts)
+    write_tensors(path, tensors, asdict(stats))
 
 
 def _load(path: Path) -> tuple[list[EncodedRow], EncodingStats] | None:
-    if not path.is_file():
+    found = read_tensors(path)
+    if found is None:
         return None
-    try:
-        with safe_open(path, framework="numpy") as file:
-            ids, trained, lengths, index = (file.get_tensor(name) for name in ("ids", "trained", "lengths", "index"))
-            stats = EncodingStats(**json.loads(file.metadata()["facts"]))
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError):
-        # A damaged cache is only a cache: encode again and write it anew.
-        path.unlink(missing_ok=True)
-        return None
+    tensors, facts = found
+    ids, trained, lengths, index = (tensors[name] for name in ("ids", "trained", "lengths", "index"))
     ends = np.cumsum(lengths)
     rows = [EncodedRow(ids[e - n : e], trained[e - n : e], int(i)) for e, n, i in zip(ends, lengths, index, strict=True)]
-    return rows, stats
+    return rows, EncodingStats(**facts)

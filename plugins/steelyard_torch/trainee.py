@@ -6,38 +6,48 @@ and :meth:`Trainee.rest` between steps.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
-from steelyard.errors import Interrupted, TrainingError
+from steelyard.errors import Interrupted, ModelError, TrainingError
 from steelyard.protocols import StageContext
 from steelyard.records import StageResult
 from steelyard_torch.checkpoint import load_checkpoint, save_checkpoint
-from steelyard_torch.config import TrainingOptions
+from steelyard_torch.config import OptimiserOptions
 from steelyard_torch.device import seed_everything, set_gradient_checkpointing, setup_runtime
 from steelyard_torch.flops import mfu, training_flops
 from steelyard_torch.models import load_model, load_tokenizer, save_model
 from steelyard_torch.optim import NonFiniteGuard, StepOutcome, adamw, learning_rate, optimiser_step, warmup_steps
+from steelyard_torch.templates import check_template, template_hash
 
-__all__ = ["Trainee", "out_of_memory"]
+__all__ = ["Trainee", "memory_errors", "out_of_memory"]
 
 
 class Trainee:
     """Loads the stage's initial model; owns optimiser, guard, schedule and checkpoints.
 
-    ``step`` counts finished optimiser steps. ``context`` is the stage's; ``options`` its dials.
+    ``step`` counts the optimiser steps of the schedule that are done with. ``context`` is the stage's; ``options`` its dials.
+
+    Args:
+        dropout: keep the model's dropout. A stage that compares log-probabilities of two models, or of two passes, needs it off.
     """
 
-    def __init__(self, context: StageContext, options: TrainingOptions):
+    def __init__(self, context: StageContext, options: OptimiserOptions, *, dropout: bool = True):
         self.context, self.options = context, options
         self.runtime = setup_runtime(precision=options.precision, deterministic=options.deterministic)
         seed_everything(context.seed)
-        remote = bool(context.options.get("trust_remote_code"))
-        self.tokenizer = load_tokenizer(context.model, allow_remote_code=remote)
-        self.model = load_model(context.model, device=str(self.runtime.device), allow_remote_code=remote).train()
+        self._remote = bool(context.options.get("trust_remote_code"))
+        self.tokenizer = load_tokenizer(context.model, allow_remote_code=self._remote)
+        self.model = load_model(context.model, device=str(self.runtime.device), allow_remote_code=self._remote).train()
+        if not dropout:
+            _switch_dropout_off(self.model)
         set_gradient_checkpointing(self.model, options.gradient_checkpointing)
         self.optimizer = adamw(self.model, lr=options.lr, weight_decay=options.weight_decay, betas=options.betas, eps=options.adam_eps)
         self.guard = NonFiniteGuard(options.max_non_finite)
@@ -45,16 +55,37 @@ class Trainee:
         self.total_steps = 0
         self._warmup = 0
         self._last: dict[str, float] = {}
-        self._skipped = 0
+        self._passed_over = 0
         self._step_started = self._checkpointed = time.monotonic()
-        self._checkpointed_step = -1
+        self._saved_position: Any = None
+
+    def reference_folder(self) -> Path:
+        """Folder of the reference model, whose tokenizer and template are the trainee's.
+
+        Raises:
+            ModelError: there is none, or it has another tokenizer or template.
+        """
+        folder = self.context.reference
+        if folder is None:
+            raise ModelError("this stage needs a reference model; say `reference: init`, or name one")
+        tokenizer = load_tokenizer(folder, allow_remote_code=self._remote)
+        check_template(template_hash(self.tokenizer), tokenizer, where="the reference model")
+        return folder
+
+    def load_reference(self) -> PreTrainedModel:
+        """The reference model on the trainee's device, in evaluation mode and without gradients."""
+        model = load_model(self.reference_folder(), device=str(self.runtime.device), allow_remote_code=self._remote)
+        model.requires_grad_(False)
+        return model
 
     def schedule(self, total_steps: int) -> None:
-        """Fix the number of optimiser steps that the learning-rate schedule spans."""
+        """Fix the number of optimiser steps that the learning-rate schedule spans. The clocks of the first step and of the first
+        checkpoint start here."""
         if total_steps < 1:
             raise TrainingError("there is no optimiser step to take: too few rows, or none with anything to train on")
         self.total_steps = total_steps
         self._warmup = warmup_steps(total_steps, ratio=self.options.warmup_ratio, steps=self.options.warmup_steps)
+        self._step_started = self._checkpointed = time.monotonic()
 
     def resume(self) -> Mapping[str, Any] | None:
         """Load the newest whole checkpoint, if there is one; returns the data position it was saved with."""
@@ -62,15 +93,19 @@ class Trainee:
         if found is None:
             return None
         saved = load_checkpoint(found, model=self.model, optimizer=self.optimizer)
-        self.step = self._checkpointed_step = saved.step
+        self.step, self._saved_position = saved.step, saved.data
         self.guard.restore(saved.extra["guard"])
-        self._skipped = int(saved.extra["skipped"])
+        self._passed_over = int(saved.extra["passed_over"])
+        self._last = dict(saved.extra["last"])
         self.context.io.log(f"resumed from the checkpoint of optimiser step {saved.step:,}")
+        self._step_started = self._checkpointed = time.monotonic()
         return saved.data
 
-    def update(self, loss: float, *, tokens: int, trained_tokens: int, sequences: int, metrics: Mapping[str, float]) -> StepOutcome:
+    def update(
+        self, loss: float, *, tokens: int, trained_tokens: int, sequences: int, metrics: Mapping[str, float], note: str = ""
+    ) -> StepOutcome:
         """Clip, guard, step, count and report. ``loss`` is the value over the whole optimiser step, ``tokens`` what went through the
-        model without padding."""
+        model without padding; ``note`` is shown beside the progress, in place of the loss."""
         options = self.options
         lr = learning_rate(
             self.step,
@@ -86,63 +121,102 @@ class Trainee:
         now = time.monotonic()
         seconds, self._step_started = max(now - self._step_started, 1e-9), now
         self.step += 1
-        self._skipped += outcome.skipped
         if outcome.skipped:
             self.context.io.log(f"optimiser step {self.step:,} skipped: {outcome.reason}")
         report = {
             "train/loss": loss,
             "train/lr": lr,
-            "train/grad_norm": float(outcome.grad_norm),
-            "train/skipped_steps": float(self._skipped),
+            "train/grad_norm": outcome.grad_norm,
+            "train/skipped_steps": float(self.guard.skipped),
             "perf/tokens_per_s": tokens / seconds,
             "perf/step_s": seconds,
             **metrics,
         }
         self._add_mfu(report, tokens, trained_tokens, sequences, seconds)
-        self._last = report
+        self._last = {name: value for name, value in report.items() if math.isfinite(value)}
         self.context.io.report(report, step=self.step)
-        self.context.io.progress(self.step, self.total_steps, "steps", f"loss {loss:.3f}")
+        self.context.io.progress(self.step, self.total_steps, "steps", note or f"loss {loss:.3f}")
         return outcome
+
+    def pass_over(self, step: int) -> None:
+        """Go on to ``step`` of the schedule without the optimiser steps before it, which had nothing to train on."""
+        self._passed_over += step - self.step
+        self.step = step
 
     def _add_mfu(self, report: dict[str, float], tokens: int, trained_tokens: int, sequences: int, seconds: float) -> None:
         if self.options.peak_flops is None or not tokens:
             return
         flops = training_flops(self.model, tokens=tokens, trained_tokens=trained_tokens, mean_length=tokens / max(sequences, 1))
-        share = None if flops is None else mfu(flops, seconds, peak_flops=self.options.peak_flops)
+        share = mfu(flops, seconds, peak_flops=self.options.peak_flops)
         if share is not None:
             report["perf/mfu"] = share
 
     def rest(self, position: Mapping[str, Any]) -> None:
         """Between optimiser steps: write a checkpoint when one is due, and stop when asked to. ``position`` (JSON) is where in the data
-        the next step begins."""
+        the next step begins. After the last step there is nothing to come back to, and this does nothing.
+
+        Raises:
+            Interrupted: the run was asked to stop; a checkpoint of this position is written.
+        """
+        if self.step >= self.total_steps:
+            return
         stop = self.context.io.should_stop()
         every = self.options.checkpoint_every
         due = time.monotonic() - self._checkpointed >= self.options.checkpoint_every_s or (every and self.step % every == 0)
-        if (stop or due) and self.step < self.total_steps and self.step != self._checkpointed_step:
+        if (stop or due) and dict(position) != self._saved_position:
             save_checkpoint(
                 self.context.checkpoints,
                 step=self.step,
                 model=self.model,
                 optimizer=self.optimizer,
                 data=position,
-                extra={"guard": self.guard.state(), "skipped": self._skipped},
+                extra={"guard": self.guard.state(), "passed_over": self._passed_over, "last": self._last},
             )
-            self._checkpointed, self._checkpointed_step = time.monotonic(), self.step
-        if stop and self.step < self.total_steps:
+            self._saved_position = dict(position)
+            # Writing is not training: the next step's clock starts behind it.
+            self._step_started = self._checkpointed = time.monotonic()
+        if stop:
             raise Interrupted(f"stopped after optimiser step {self.step:,} of {self.total_steps:,}; a checkpoint is written")
 
     def finish(self, facts: Mapping[str, Any]) -> StageResult:
         """Save the model into the stage's output folder."""
-        self.model.eval()
+        self.model.train(False)
         save_model(self.model, self.tokenizer, self.context.output)
-        return StageResult(self.context.output, self._last, {"optimiser_steps": self.step, "skipped_steps": self._skipped, **facts})
+        counts = {"optimiser_steps": self.step - self._passed_over, "skipped_steps": self.guard.skipped}
+        return StageResult(self.context.output, self._last, {**counts, **facts})
 
 
-def out_of_memory(error: BaseException, *, padded_tokens: int, options: TrainingOptions) -> TrainingError | None:
+@contextmanager
+def memory_errors(*, padded_tokens: int, options: OptimiserOptions) -> Iterator[None]:
+    """Turns what torch raises when a micro-batch does not fit in memory into a TrainingError that names the dials; all else passes."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        problem = out_of_memory(error, padded_tokens=padded_tokens, options=options)
+        if problem is None:
+            raise
+        raise problem from error
+
+
+def out_of_memory(error: BaseException, *, padded_tokens: int, options: OptimiserOptions) -> TrainingError | None:
     """What to tell a user whose batch does not fit in memory; None when ``error`` is something else."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error):
-        return TrainingError(
-            f"out of memory with {padded_tokens:,} padded tokens in a micro-batch; lower `micro_batch_tokens` (now "
-            f"{options.micro_batch_tokens:,}) or `max_length` (now {options.max_length:,}), or set `gradient_checkpointing: true`"
-        )
-    return None
+    # The CPU's allocator has no exception of its own.
+    words = ("not enough memory", "can't allocate memory")
+    if not isinstance(error, torch.OutOfMemoryError | MemoryError) and not any(text in str(error) for text in words):
+        return None
+    longest = next((name for name in ("max_length", "max_new_tokens") if hasattr(options, name)), None)
+    shorter = "" if longest is None else f" or `{longest}` (now {getattr(options, longest):,})"
+    return TrainingError(
+        f"out of memory with {padded_tokens:,} padded tokens in a micro-batch; lower `micro_batch_tokens` (now "
+        f"{options.micro_batch_tokens:,}){shorter}, or set `gradient_checkpointing: true`"
+    )
+
+
+def _switch_dropout_off(model: PreTrainedModel) -> None:
+    """In the modules, not in the configuration that is saved: dropout layers, and the rates that attention modules keep as numbers."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name, value in list(vars(module).items()):
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)

@@ -46,7 +46,7 @@ def test_help_lists_every_command_with_its_line(tmp_path: Path) -> None:
         ["doctor", "--no-torch"],
         ["recipes", "list"],
         ["recipes", "schema"],
-        ["suites", "show", "procedural-dev"],
+        ["suites", "show", "quickstart-dev"],
         ["plugins", "list"],
     ],
     ids=" ".join,

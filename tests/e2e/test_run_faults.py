@@ -17,11 +17,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "light"
-sys.path.insert(0, str(FIXTURES))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "fixtures" / "light_lab"))
 from light_lab import RECIPE, make_project, models_of, start_steelyard, steelyard, wait_for, worker_of  # noqa: E402
 
-SLOW = RECIPE.replace("kind: count, ", "kind: count, pause: 0.02, ")
+SLOW = RECIPE.replace("kind: count, ", "kind: count, pause: 0.04, ")
 
 
 @pytest.fixture(scope="module")
@@ -59,35 +58,26 @@ def no_process_works_on(project: Path) -> bool:
 
 
 @pytest.mark.parametrize("victim", ["conductor", "worker"])
-def test_killed_at_random_moments_and_resumed_it_makes_the_same_bytes(
+def test_killed_ten_times_at_random_moments_and_resumed_it_makes_the_same_bytes(
     victim: str, project: Path, undisturbed: dict[str, dict[str, bytes]]
 ) -> None:
     moments = random.Random(f"moments of the {victim}")
-    kills = 0
-    for attempt in range(40):
-        process = start_steelyard(*(("resume", "runs/light") if attempt else ("run", "recipe.yaml")), cwd=project)
-        try:
-            if attempt == 0:
-                wait_for(lambda: (run_dir_of(project) / "resolved.json").exists())
-            deadline = time.monotonic() + moments.uniform(0.4, 1.9)
-            while time.monotonic() < deadline and process.poll() is None:
-                time.sleep(0.005)
-            target = process.pid if victim == "conductor" else worker_of(process.pid)
-            if process.poll() is None and target is not None:
-                os.kill(target, signal.SIGKILL)
-                kills += 1
-            stdout, stderr = process.communicate(timeout=60)
-        finally:
-            process.kill()
-        if process.returncode == 0:
-            break
-        if victim == "worker" and process.returncode != -signal.SIGKILL:
+    for attempt in range(10):
+        again = (run_dir_of(project) / "resolved.json").exists()
+        process = start_steelyard(*(("resume", "runs/light") if again else ("run", "recipe.yaml")), cwd=project)
+        if victim == "conductor" and attempt % 3 == 0:
+            time.sleep(moments.uniform(0.1, 1.0))  # Also before there is a worker.
+        else:
+            worker = wait_for(lambda: process.poll() is not None or worker_of(process.pid))
+            time.sleep(moments.uniform(0, 0.9))
+        target = worker if victim == "worker" else process.pid
+        assert process.poll() is None, "it ended before it could be killed"
+        os.kill(target, signal.SIGKILL)
+        _, stderr = process.communicate(timeout=60)
+        if victim == "worker":
             assert process.returncode == 5, stderr
-            assert "killed by SIGKILL" in stderr
+            assert "failed: its worker was killed by SIGKILL" in stderr
         wait_for(lambda: no_process_works_on(project), timeout=10)
-        if kills == 12:
-            break
-    assert kills >= 5
     assert done_after_resume(project) == undisturbed
 
 
@@ -164,7 +154,6 @@ def test_a_step_that_breaks_is_named_and_what_came_before_is_kept(fault: str, co
     ran = steelyard("run", "recipe.yaml", cwd=tmp_path)
     assert ran.returncode == code, ran.stderr
     assert "error: step 'first/b' failed: " in ran.stderr and told in ran.stderr
-    assert "Traceback" not in ran.stderr.replace("Traceback (most recent call last)", "") or fault == "segfault"
     assert no_process_works_on(tmp_path)
     status = json.loads(steelyard("status", "runs/light", "--json", cwd=tmp_path).stdout)
     assert [(s["step"], s["status"]) for s in status["steps"]][-2:] == [("first/a", "done"), ("first/b", "failed")]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from steelyard.errors import UsageError
+from steelyard.errors import RecipeError, UsageError
 from steelyard.plugins import Registry, load_registry
 from steelyard.recipe import LoadedRecipe, Recipe, load_recipe, load_suite
 
@@ -73,6 +73,14 @@ def test_a_resolved_recipe_comes_back_from_json_unchanged(tmp_path: Path, regist
     again = Recipe.from_json(through_text, registry, loaded.base)
     assert again == loaded.recipe
     assert again.to_json() == loaded.recipe.to_json()
+
+
+def test_a_resolved_recipe_that_no_longer_fits_is_told_by_its_keys(tmp_path: Path, registry: Registry) -> None:
+    loaded = load(tmp_path, registry)
+    data = loaded.recipe.to_json()
+    data["rounds"][0]["stages"][0]["kind"] = "gone"
+    with pytest.raises(RecipeError, match=r"^the resolved recipe, rounds\.0\.stages\.0\.kind: no stage named 'gone'"):
+        Recipe.from_json(data, registry, loaded.base)
 
 
 def test_a_changed_value_makes_another_recipe(tmp_path: Path, registry: Registry) -> None:

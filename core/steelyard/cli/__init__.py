@@ -13,7 +13,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -51,8 +51,19 @@ _SIGPIPE_STATUS = 141
 _SIGINT_STATUS = 130
 
 
+class _ReaderGone(Exception):
+    """Nobody reads stdout any more."""
+
+
 class _Commands(click.Group):
     """Finds commands by name without importing the others."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # click would exit with 1, which here means that a gate did not promote.
+            raise _ReaderGone from None
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*COMMANDS, *sorted(_plugin_commands(ctx))]
@@ -96,7 +107,7 @@ def _plugin_commands(ctx: click.Context) -> dict[str, CommandSpec]:
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="steelyard")
-@click.option("--no-plugin", "no_plugin", multiple=True, metavar="NAME", help="Leave a plugin out; repeatable.")
+@click.option("--no-plugin", "no_plugin", multiple=True, is_eager=True, metavar="NAME", help="Leave a plugin out; repeatable.")
 @click.option("--debug", is_flag=True, envvar="STEELYARD_DEBUG", help="Show the traceback of an error (or set STEELYARD_DEBUG).")
 @click.pass_context
 def group(ctx: click.Context, no_plugin: tuple[str, ...], debug: bool) -> None:
@@ -120,7 +131,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         sys.stdout.flush()
     except SystemExit as stop:
-        return _after_exit(stop)
+        if stop.code is None or isinstance(stop.code, int):
+            return stop.code or ExitCode.DONE
+        talk(f"error: {stop.code}")
+        return ExitCode.INTERNAL
     except BaseException as error:
         return _explain(error, session)
     return int(result) if isinstance(result, int) else ExitCode.DONE
@@ -149,7 +163,7 @@ def _explain(error: BaseException, session: Session) -> int:
         case click.Abort() | KeyboardInterrupt():
             talk("interrupted")
             return _SIGINT_STATUS
-        case BrokenPipeError():
+        case _ReaderGone() | BrokenPipeError():
             return _abandon_stdout()
         case OSError() if error.errno in _FULL_DISK:
             talk(f"error: {(error.strerror or str(error)).lower()}: {error.filename or 'a file being written'}")
@@ -161,18 +175,8 @@ def _explain(error: BaseException, session: Session) -> int:
     raise error
 
 
-def _after_exit(stop: SystemExit) -> int:
-    """click turns a closed pipe into a plain exit; the reader's going away is neither success nor the gate's refusal."""
-    if isinstance(stop.__context__, OSError) and stop.__context__.errno == errno.EPIPE:
-        return _abandon_stdout()
-    if stop.code is None or isinstance(stop.code, int):
-        return stop.code or ExitCode.DONE
-    talk(f"error: {stop.code}")
-    return ExitCode.INTERNAL
-
-
 def _abandon_stdout() -> int:
-    """Nobody reads stdout any more: keep the interpreter from complaining when it flushes at exit."""
+    """The reader's going away is neither success nor failure; keep the interpreter from complaining when it flushes at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return _SIGPIPE_STATUS
 

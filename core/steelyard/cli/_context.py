@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Session", "console", "emit_json", "print_table", "registry_from", "session_from", "talk"]
 
+_NO_FOLDING = 2000
+
 
 @dataclass
 class Session:
@@ -74,7 +76,7 @@ def console(*, stderr: bool = False) -> Console:
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, highlight=False, soft_wrap=not stream.isatty(), width=None if stream.isatty() else 200)
+    return Console(stderr=stderr, highlight=False, soft_wrap=not stream.isatty(), width=None if stream.isatty() else _NO_FOLDING)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -85,4 +87,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     table = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
-    console().print(table)
+    wide = console()
+    with wide.capture() as shown:
+        wide.print(table)
+    print("\n".join(line.rstrip() for line in shown.get().splitlines()))

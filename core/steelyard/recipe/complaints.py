@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -24,6 +25,8 @@ Location = tuple[str | int, ...]
 
 _SAID = "steelyard_complaint"
 _SAID_OF_PLUGIN = "steelyard_plugin_complaint"
+
+_MISSING = "which is missing"
 
 _NOUNS = {
     "bool_parsing": "true or false",
@@ -73,6 +76,21 @@ class Complaints(list[Complaint]):
     def add(self, location: Location, message: str, *, of_plugin: bool = False) -> None:
         self.append(Complaint(location, message, of_plugin))
 
+    def take(self, others: Complaints) -> None:
+        self.extend(others)
+        self._meant |= others._meant
+
+    def unknown(self, location: Location, what: str, known: Iterable[str]) -> None:
+        """An unknown key. The key that was meant is then not also said to be missing."""
+        known = sorted(set(known))
+        near = nearest(str(location[-1]), known)
+        self.add(location, f"unknown key {str(location[-1])!r} in {what}{near}")
+        self._meant |= {(*location[:-1], key) for key in known if near == f" (did you mean {key!r}?)"}
+
+    @cached_property
+    def _meant(self) -> set[Location]:
+        return set()
+
     def to_error(self) -> ValidationError:
         """What a validator raises; an outer model prefixes the locations and keeps the words."""
         details = [
@@ -82,6 +100,7 @@ class Complaints(list[Complaint]):
                 input=None,
             )
             for c in self
+            if not (c.location in self._meant and c.message.endswith(_MISSING))
         ]
         return ValidationError.from_exception_data("recipe", details)
 
@@ -96,6 +115,9 @@ def complaints_in(error: ValidationError, model: type[BaseModel], data: Any, wha
         else:
             grouped.setdefault(_real_location(item, data), []).append(item)
     for location, items in grouped.items():
+        if items[0]["type"] == "extra_forbidden":
+            found.unknown(location, what, _keys_at(model, location[:-1]))
+            continue
         found.add(location, _words(location, items, model, what))
     return found
 
@@ -150,11 +172,8 @@ def _words(location: Location, items: Sequence[ErrorDetails], model: type[BaseMo
     branches = [item for item in items if item["type"] not in _NOUNS] or list(items)
     item = branches[0]
     match item["type"]:
-        case "extra_forbidden":
-            known = _keys_at(model, location[:-1])
-            return f"unknown key {location[-1]!r} in {what}{nearest(str(location[-1]), known)}"
         case "missing":
-            return f"{what} needs {key!r}, which is missing"
+            return f"{what} needs {key!r}, {_MISSING}"
         case "literal_error" | "enum":
             choices = _choices(items)
             near = nearest(str(item["input"]), choices) if isinstance(item["input"], str) else ""

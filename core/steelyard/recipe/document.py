@@ -41,14 +41,15 @@ class Document:
         self.overrides[location] = text
 
     def place(self, location: Location) -> tuple[str | None, int | None, str]:
-        """File and line of the nearest thing at or above ``location``; or None, None and the override that set it."""
+        """File and line of the nearest thing at or above ``location``; or None, None and the override that set it. Values that were
+        not read from a text have no lines; their keys stand for them."""
         for end in range(len(location), -1, -1):
             known = location[:end]
             if known in self.overrides:
                 return None, None, self.overrides[known]
             if known in self.lines:
                 return self.file, self.lines[known], ""
-        return self.file, 1, ""
+        return (f"{self.file}, {'.'.join(map(str, location))}" if location else self.file), None, ""
 
     def error(self, complaints: Complaints) -> RecipeError:
         """One error that tells the first few complaints, a line each, in the order of the file."""
@@ -63,7 +64,9 @@ class Document:
 
 
 def _line(file: str | None, line: int | None, override: str, message: str) -> str:
-    return f"override {override!r}: {message}" if override else f"{file}:{line}: {message}"
+    if override:
+        return f"override {override!r}: {message}"
+    return f"{file}: {message}" if line is None else f"{file}:{line}: {message}"
 
 
 def read_document(path: Path) -> Document:

@@ -80,12 +80,12 @@ class Entry(Section):
             raise complaints.to_error()
         rest = {key: value for key, value in data.items() if key not in common}
         options = cls._options(spec, rest, registry, info, complaints)
-        complaints += plain_words(cls, common, cls.what)
+        complaints.take(plain_words(cls, common, cls.what))
         common = cls.with_kind(common, spec, options, complaints)
         try:
             made = handler({**common, "options": options})
         except ValidationError as error:
-            complaints += complaints_in(error, cls, common, f"{cls.what} of kind {spec.name!r}")
+            complaints.take(complaints_in(error, cls, common, f"{cls.what} of kind {spec.name!r}"))
         if complaints:
             raise complaints.to_error()
         return made
@@ -113,7 +113,7 @@ class Entry(Section):
         what = f"{cls.what} of kind {spec.name!r}"
         if spec.config is None:
             for key in given:
-                complaints.add((key,), f"unknown key {key!r} in {what}{nearest(key, cls.own_keys())}")
+                complaints.unknown((key,), what, cls.own_keys())
             return None
         try:
             model = _load_model(spec)
@@ -133,13 +133,13 @@ class Entry(Section):
         if model.model_config.get("extra") != "allow":
             for key in given:
                 if key not in keys and key not in model.model_fields:
-                    complaints.add((key,), f"unknown key {key!r} in {what}{nearest(key, [*keys, *cls.own_keys()])}")
+                    complaints.unknown((key,), what, [*keys, *cls.own_keys()])
             given = {key: value for key, value in given.items() if key in keys or key in model.model_fields}
-        complaints += plain_words(model, given, what)
+        complaints.take(plain_words(model, given, what))
         try:
             return model.model_validate(dict(given), context=info.context)
         except ValidationError as error:
-            complaints += complaints_in(error, model, given, what)
+            complaints.take(complaints_in(error, model, given, what))
             return None
 
     @model_serializer(mode="wrap")

@@ -67,7 +67,7 @@ def find_recipe(ref: str | Path, registry: Registry) -> Path:
 
 def recipe_from(data: Mapping[str, Any], registry: Registry, base: Path) -> Recipe:
     """A resolved recipe, as :meth:`Recipe.to_json` wrote it, checked again."""
-    return _checked(Document("resolved recipe", dict(data)), registry, base)
+    return _checked(Document("the resolved recipe", dict(data)), registry, base)
 
 
 def _checked(document: Document, registry: Registry, base: Path) -> Recipe:

@@ -141,7 +141,7 @@ class GateEntry(PolicyConfig):
         try:
             made = handler(data)
         except ValidationError as error:
-            complaints += complaints_in(error, cls, data, cls.what)
+            complaints.take(complaints_in(error, cls, data, cls.what))
         if complaints:
             raise complaints.to_error()
         return made

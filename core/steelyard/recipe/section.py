@@ -55,7 +55,7 @@ class Section(BaseModel):
         try:
             made = handler(data)
         except ValidationError as error:
-            complaints += complaints_in(error, cls, data, cls.what)
+            complaints.take(complaints_in(error, cls, data, cls.what))
         if complaints:
             raise complaints.to_error()
         return made

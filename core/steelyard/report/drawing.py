@@ -107,7 +107,7 @@ def signed(value: float) -> str:
     return "0" if value == 0 else ("+" if value > 0 else "") + number(value)
 
 
-def axis_over(values: Sequence[float], *, count: int = 5, label: Callable[[float], str] = signed) -> Axis:
+def axis_over(values: Sequence[float], *, count: int = 7, label: Callable[[float], str] = signed) -> Axis:
     """An axis that holds every value and zero, with a little room at its ends."""
     finite = [value for value in values if math.isfinite(value)]
     low, high = min([0.0, *finite]), max([0.0, *finite])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from datetime import UTC, datetime
 from typing import Any
 
-__all__ = ["bytes_text", "clip", "duration", "number", "plain", "points", "score", "short", "value_text", "visible"]
+__all__ = ["bytes_text", "clip", "duration", "moment", "number", "plain", "points", "score", "short", "value_text", "visible"]
 
 _UNSEEN = {code: chr(0x2400 + code) for code in range(32) if code not in (9, 10)} | {127: "␡"}
 _BIDI = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)], "\N{REPLACEMENT CHARACTER}")
@@ -65,6 +66,14 @@ def duration(seconds: float | None) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def moment(value: Any) -> str:
+    """An ISO time as ``2026-05-04 12:30 UTC``; another text as it stands."""
+    try:
+        return datetime.fromisoformat(str(value)).astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    except ValueError:
+        return str(value or "")
 
 
 def bytes_text(value: float | None) -> str:

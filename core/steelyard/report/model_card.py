@@ -43,12 +43,17 @@ def _ancestry(lineage: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     yield lineage
 
 
+def _origin(base: Mapping[str, Any]) -> str:
+    """Where the weights of a base come from; empty for a model that began with random ones."""
+    return "" if (base.get("config") or {}).get("new") else str(base.get("origin") or "")
+
+
 def _front_matter(lineage: Mapping[str, Any], made: Sequence[Mapping[str, Any]]) -> str:
-    origin = made[0].get("origin")
+    origin = _origin(made[0])
     lines = ["library_name: transformers", "pipeline_tag: text-generation", f"tags: {json.dumps(['steelyard', str(lineage['kind'])])}"]
     # Hubs link `base_model` to a repository: only what looks like the id of one is said there.
-    if origin and re.fullmatch(r"[\w.-]+/[\w.-]+", str(origin)):
-        lines.append(f"base_model: {json.dumps(str(origin))}")
+    if origin and re.fullmatch(r"[\w.-]+/[\w.-]+", origin):
+        lines.append(f"base_model: {json.dumps(origin)}")
     return "---\n" + "\n".join(lines) + "\n---"
 
 
@@ -58,7 +63,7 @@ def _opening(lineage: Mapping[str, Any], folder: Path | None) -> str:
     architecture = _architecture(folder)
     what += f" ({code(architecture)})" if architecture else ""
     if not (lineage.get("parents") or {}):
-        origin = lineage.get("origin")
+        origin = _origin(lineage)
         told = f"imported from {code(origin)}" if origin else "new, with random weights"
         return f"{what}, {told}. Nothing has been trained in this run yet."
     return f"{what}, made by the stage {code(lineage['step'])} ({code(lineage['kind'])}) of a Steelyard run."
@@ -137,7 +142,7 @@ def _use(lineage: Mapping[str, Any]) -> str:
 
 
 def _licence(made: Sequence[Mapping[str, Any]]) -> str:
-    origin = made[0].get("origin")
+    origin = _origin(made[0])
     base = f"The weights derive from {code(origin)}" if origin else "The weights were trained from scratch in this run"
     return (
         f"## Licence\n\n{base}; {'its licence and those' if origin else 'the licences'} of the training data above apply. "

@@ -81,8 +81,8 @@ def render_report(run_dir: Path) -> Report:
         problems=record.problems,
         style=style,
         style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        started=str(record.sessions[0].get("started", "")) if record.sessions else "",
+        written=formatting.moment(datetime.now(UTC).isoformat()),
+        started=formatting.moment(record.sessions[0].get("started")) if record.sessions else "",
         version=__version__,
         seconds=sum(step.seconds for step in record.steps),
     )

@@ -20,21 +20,21 @@ Fact = tuple[str, str]
 
 @dataclass(frozen=True)
 class Node:
-    """A line of a lineage tree, with what it was made from below it."""
+    """A model or dataset on a lineage, with what else it was made from in ``branches``: each a line of its own."""
 
     role: str
     title: str
     kind: str
     facts: tuple[Fact, ...]
-    children: tuple[Node, ...] = ()
+    branches: tuple[tuple[Node, ...], ...] = ()
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """The tree of one model; ``standing`` says what it is in the run."""
+    """One model; ``standing`` says what it is in the run, ``line`` goes from it to the base."""
 
     standing: str
-    tree: Node
+    line: tuple[Node, ...]
 
 
 @dataclass(frozen=True)
@@ -75,32 +75,49 @@ class Timing:
 
 
 def lineages(record: RunRecord) -> list[Lineage]:
-    """The champion's tree first, then those of challengers that did not take the title."""
+    """The champion's first, then those of challengers that did not take the title."""
     champion, promoted = record.champion_key, {promotion.key for promotion in record.promotions}
     wanted = {champion: "champion"} if champion else {}
     for row in record.verdicts:
         if row.challenger not in promoted:
-            wanted.setdefault(row.challenger, f"challenger of round {row.round}, {row.decision}")
+            wanted.setdefault(row.challenger, f"challenger of round {row.round}: {row.decision}")
     found = []
     for key, standing in wanted.items():
         try:
-            found.append(Lineage(standing, _node(read_lineage(record.artifact(key)), "model")))
+            found.append(Lineage(standing, _line(read_lineage(record.artifact(key)), "model", set())))
         except (SteelyardError, KeyError, TypeError, AttributeError) as error:
             record.note(f"the lineage of {record.title(key)} cannot be read: {error}")
     return found
 
 
-def _node(lineage: Mapping[str, Any], role: str) -> Node:
+def _line(lineage: Mapping[str, Any] | None, role: str, seen: set[str]) -> tuple[Node, ...]:
+    """From a model down to the first one; a model that ``seen`` has is named and not followed again."""
+    if lineage is None:
+        return ()
+    if lineage["key"] in seen:
+        return (
+            Node(role, str(lineage["step"]), str(lineage["kind"]), (("key", f"{short(lineage['key'])}…, told elsewhere in this tree"),)),
+        )
+    seen.add(lineage["key"])
+    parents, data = lineage.get("parents") or {}, lineage.get("data")
+    # The line itself is followed first, so that a reference that stands on it is only named.
+    below = _line(parents.get("model"), "model", seen)
+    branches: list[tuple[Node, ...]] = [(_data_node(data),)] if isinstance(data, Mapping) else []
+    branches += [_line(parent, name, seen) for name, parent in parents.items() if name != "model"]
+    node = Node(role, str(lineage["step"]), str(lineage["kind"]), _model_facts(lineage), tuple(branches))
+    return (node, *below)
+
+
+def _model_facts(lineage: Mapping[str, Any]) -> tuple[Fact, ...]:
     weights, parameters = lineage.get("weights_sha256"), lineage.get("parameters")
     facts = [("key", str(lineage["key"]))]
     facts += [("weights sha256", str(weights))] if weights else []
     facts += [("parameters", number(parameters))] if parameters else []
     facts += [("template", short(lineage["template_hash"]))] if lineage.get("template_hash") else []
-    facts += [("from", str(lineage["origin"]))] if lineage.get("origin") else []
-    data = lineage.get("data")
-    children = [_data_node(data)] if isinstance(data, Mapping) else []
-    children += [_node(parent, name) for name, parent in (lineage.get("parents") or {}).items()]
-    return Node(role, str(lineage["step"]), str(lineage["kind"]), tuple(facts), tuple(children))
+    if lineage.get("origin"):
+        random = bool(_mapping(lineage.get("config")).get("new"))
+        facts.append(("from", "random weights" if random else str(lineage["origin"])))
+    return tuple(facts)
 
 
 def _data_node(data: Mapping[str, Any]) -> Node:

@@ -12,9 +12,17 @@ from steelyard.report.evaluations import Changes, changed_items, item_scores, ta
 from steelyard.report.formatting import number
 from steelyard.report.record import RunRecord
 
-__all__ = ["DEV", "Headline", "Ladder", "RoundView", "Rung", "TaskLine", "headline", "ladder", "round_views"]
+__all__ = ["DEV", "Headline", "Ladder", "Note", "RoundView", "Rung", "TaskLine", "headline", "ladder", "round_views"]
 
 DEV = "dev"
+
+
+@dataclass(frozen=True)
+class Note:
+    """A line under the verdict; ``alarm`` sets off one that nobody should overlook."""
+
+    text: str
+    alarm: bool = False
 
 
 @dataclass(frozen=True)
@@ -26,7 +34,7 @@ class Headline:
     sentence: str
     gain: float | None
     champion: str
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,8 @@ class RoundView:
     axis: Axis
     objections: tuple[str, ...]
     policy: str
+    last: bool
+    """Whether its sentence stands at the top of the page."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +118,7 @@ def headline(record: RunRecord) -> Headline:
         title = _title(last.decision, promoted, len(record.verdicts), total)
         gain = _number(_mapping(last.verdict.get("average")).get("diff"))
         if failure:
-            common["notes"] = (failure, *common["notes"])
+            common["notes"] = (Note(failure, alarm=True), *common["notes"])
         return Headline(tone=last.decision, title=title, sentence=last.sentence, gain=gain, **common)
     if failure:
         return Headline(tone="failed", title="Failed before the first verdict", sentence=failure, gain=None, **common)
@@ -128,7 +138,8 @@ def _title(decision: str, promoted: int, decided: int, total: int) -> str:
     if promoted == decided == total:
         return f"Promoted in {'both' if total == 2 else f'all {total}'} rounds"
     left = "" if decided == total else f", {total - decided} not decided"
-    return f"{word}; {promoted} of {decided} rounds promoted{left}"
+    share = f"promoted in {promoted} of {decided} rounds{left}" if promoted else f"no round promoted{left}"
+    return share.capitalize() if decision == "promote" else f"{word}; {share}"
 
 
 def _open_failure(record: RunRecord) -> str:
@@ -140,19 +151,14 @@ def _open_failure(record: RunRecord) -> str:
     return "" if state is None or state.status != "failed" else f"step {last.step} failed: {last.message}"
 
 
-def _notes(record: RunRecord) -> list[str]:
-    notes = [f"step {step.step} was interrupted; `steelyard resume` goes on" for step in record.steps if step.status == "interrupted"]
-    unseen = _unseen(record)
-    return [*notes, unseen] if unseen else notes
-
-
-def _unseen(record: RunRecord) -> str:
-    """Dev gain against unseen gain, once the unseen suite has been opened."""
+def _notes(record: RunRecord) -> list[Note]:
+    notes = [Note(f"step {step.step} was interrupted; `steelyard resume` goes on") for step in record.steps if step.status == "interrupted"]
     gap = record.json(record.folder / "unseen.json")
-    if not gap.get("sentence"):
-        return ""
-    opened = gap.get("opened")
-    return f"{gap['sentence']}" + (f"; the unseen suite was opened {opened} time{'' if opened == 1 else 's'}" if opened else "")
+    if gap.get("sentence"):
+        opened = gap.get("opened")
+        told = f"; the unseen suite was opened {opened} time{'' if opened == 1 else 's'}" if opened else ""
+        notes.append(Note(f"{gap['sentence']}{told}", alarm=bool(gap.get("overfitted"))))
+    return notes
 
 
 def round_views(record: RunRecord) -> list[RoundView]:
@@ -186,6 +192,7 @@ def round_views(record: RunRecord) -> list[RoundView]:
                 axis=axis,
                 objections=tuple(map(str, verdict.get("objections") or ())),
                 policy=str(verdict.get("policy", "")),
+                last=row is record.verdicts[-1],
             )
         )
     return views

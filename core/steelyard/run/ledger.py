@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from steelyard.errors import StorageError, UsageError
-from steelyard.run.durable import storage_errors
+from steelyard.run.durable import storage_errors, storage_problem
 
 __all__ = ["LEDGER_NAME", "FailureRow", "Ledger", "MetricsRow", "PromotionRow", "StepRow", "VerdictRow"]
 
@@ -284,7 +284,7 @@ def _open_readonly(path: Path) -> sqlite3.Connection:
             problem = error
             continue
         return connection
-    raise StorageError(f"cannot read the ledger {str(path)!r}: {problem}")
+    raise storage_problem(problem, path) or StorageError(f"cannot read the ledger {str(path)!r}: {problem}")
 
 
 def _now() -> str:

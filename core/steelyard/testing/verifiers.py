@@ -86,7 +86,7 @@ def hostile_texts(size: int = 20_000) -> Iterator[str]:
     ):
         yield unit * (size // len(unit))
     yield "a" * size + "!"
-    yield " " * size + "x"
+    yield " " * size + "~"
     yield "\t \n" * (size // 3) + "("
 
 

@@ -54,8 +54,11 @@ class WorkerPool:
 
     def warm_up(self) -> None:
         """Starts one worker; :class:`PluginError` says why the verifier cannot be loaded."""
-        self._free.get()
-        self._free.put(_Worker(self._name, self._setup))
+        worker = self._free.get()
+        try:
+            worker = worker or _Worker(self._name, self._setup)
+        finally:
+            self._free.put(worker)
 
     def check(self, completion: Completion, reference: Any) -> Verdict:
         """The verdict, within the time limit and a little; never raises for what the check does."""

@@ -1,9 +1,9 @@
 """``python -m steelyard.verify.worker``: holds one verifier and answers checks, one JSON object a line.
 
 First line in: ``{"impl", "config", "options", "path", "memory_bytes", "timeout_s"}``; first line out ``{"ready": true}`` or
-``{"failed": why}``. Then for each ``{"id", "completion", "reference"}`` one ``{"id", "outcome", "score", "detail", "leaving"}``; ``leaving``
-says that the process ends itself after it. The id cannot be guessed, so that a stray line in the channel is not taken for an answer.
-It ends at the end of its input.
+``{"failed": why}``. Then for each ``{"id", "completion", "reference"}`` one ``{"id", "outcome", "score", "detail", "leaving"}``.
+``leaving`` says that the process ends itself after it. The id cannot be guessed, so that a stray line in the channel is not taken for
+an answer. It ends at the end of its input.
 """
 
 from __future__ import annotations

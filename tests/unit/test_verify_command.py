@@ -1,0 +1,127 @@
+"""`steelyard verify` judges a file row by row: bad rows are named, the rest go on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+GOOD = {"id": "a", "response": "#### 5", "reference": 5}
+
+
+def verify(folder: Path, lines: list[object], *arguments: str) -> subprocess.CompletedProcess[str]:
+    text = b"".join((line if isinstance(line, bytes) else json.dumps(line).encode()) + b"\n" for line in lines)
+    (folder / "in.jsonl").write_bytes(text)
+    command = [sys.executable, "-m", "steelyard", "verify", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+
+
+def rows(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_each_row_gets_its_outcome_in_order(tmp_path: Path) -> None:
+    lines = [GOOD, {"id": 2, "response": "six", "reference": 6}, {"id": "c", "response": "7", "reference": "8"}]
+    done = verify(tmp_path, lines, "number", "in.jsonl", "--out", "out.jsonl")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    written = rows(tmp_path / "out.jsonl")
+    assert [(row["id"], row["outcome"], row["score"]) for row in written] == [
+        ("a", "correct", 1.0),
+        (2, "unparseable", 0.0),
+        ("c", "incorrect", 0.0),
+    ]
+    assert all(set(row) == {"id", "outcome", "score", "detail", "seconds"} for row in written)
+
+
+def test_many_rows_in_worker_processes_keep_their_order(tmp_path: Path) -> None:
+    lines = [{"id": i, "response": str(i), "reference": i - i % 3} for i in range(1200)]
+    done = verify(tmp_path, list(lines), "number", "in.jsonl", "--timeout", "20")
+    assert done.returncode == 0, done.stderr
+    assert [(r["id"], r["outcome"] == "correct") for r in map(json.loads, done.stdout.splitlines())] == [
+        (i, i % 3 == 0) for i in range(1200)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"{not json", "in.jsonl:2: not JSON"),
+        (b"\xff\xfe", "in.jsonl:2: not JSON"),
+        ([1], "in.jsonl:2: list where an object"),
+        ({"response": "1", "reference": 1}, "in.jsonl:2: field 'id' is missing"),
+        ({"id": 1, "reference": 1}, "in.jsonl:2: field 'response' is missing"),
+        ({"id": 1, "response": 5, "reference": 1}, "in.jsonl:2: field 'response' is '5' (int), not a text"),
+        ({"id": 1, "response": "1"}, "in.jsonl:2: field 'reference' is missing"),
+        ({"id": [1], "response": "1", "reference": 1}, "in.jsonl:2: field 'id' is [1]"),
+    ],
+)
+def test_a_bad_row_is_named_gets_an_error_and_the_rest_go_on(tmp_path: Path, line: object, message: str) -> None:
+    done = verify(tmp_path, [GOOD, line, GOOD], "number", "in.jsonl")
+    assert done.returncode == 5
+    assert message in done.stderr
+    outcomes = [json.loads(row) for row in done.stdout.splitlines()]
+    assert [row["outcome"] for row in outcomes] == ["correct", "error", "correct"]
+    assert outcomes[1]["score"] is None and message in outcomes[1]["detail"]
+    assert "1 of 3 rows failed (33.3%, the limit is 1.0%)" in done.stderr
+
+
+def test_failures_below_the_limit_are_no_failure_of_the_command(tmp_path: Path) -> None:
+    lines: list[object] = [GOOD] * 99 + [{"id": 1, "response": "1", "reference": "none"}]
+    assert verify(tmp_path, lines, "number", "in.jsonl").returncode == 0
+    assert verify(tmp_path, lines, "number", "in.jsonl", "--max-failure-rate", "0.001").returncode == 5
+
+
+def test_options_are_yaml_values_and_other_text_as_it_stands(tmp_path: Path) -> None:
+    lines: list[object] = [{"id": 1, "response": "ans: B", "reference": "b"}]
+    done = verify(tmp_path, lines, "exact", "in.jsonl", "-o", "remove_prefix=ans: ", "-o", "ignore_case=true")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["outcome"] == "correct"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nmber", "in.jsonl"), "no verifier named 'nmber' (did you mean 'number'?)"),
+        (("number", "in.jsonl", "-o", "marker=x"), "unknown option 'marker' (did you mean 'markers'?)"),
+        (("number", "in.jsonl", "-o", "markers"), "not of the form key=value"),
+        (("number", "in.jsonl", "-o", "percent=divide", "-o", "percent=ignore"), "given twice"),
+        (("number", "in.jsonl", "-o", "markers=[x"), "not valid YAML"),
+        (("number", "in.jsonl", "--timeout", "0"), "timeout_s is 0.0, not above 0"),
+        (("number", "in.jsonl", "--json"), "--out"),
+        (("number", "nowhere.jsonl"), "nowhere.jsonl"),
+    ],
+)
+def test_a_wrong_call_is_one_line_and_exit_code_2(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    done = verify(tmp_path, [GOOD], *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stdout == ""
+
+
+def test_an_empty_file_is_an_error(tmp_path: Path) -> None:
+    done = verify(tmp_path, [], "number", "in.jsonl", "--out", "out.jsonl")
+    assert done.returncode == 5
+    assert "no rows" in done.stderr
+
+
+def test_the_summary_is_json_on_demand(tmp_path: Path) -> None:
+    done = verify(tmp_path, [GOOD, {"id": 2, "response": "4", "reference": 5}], "number", "in.jsonl", "--json", "--out", "out.jsonl")
+    assert json.loads(done.stdout) == {
+        "verifier": "number",
+        "rows": 2,
+        "outcomes": {"correct": 1, "incorrect": 1},
+        "mean_score": 0.5,
+        "failures": 0,
+        "out": "out.jsonl",
+    }
+
+
+def test_an_output_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
+    done = verify(tmp_path, [GOOD], "number", "in.jsonl", "--out", "missing/out.jsonl")
+    assert done.returncode != 0
+    assert [p.name for p in tmp_path.iterdir()] == ["in.jsonl"]
