@@ -1,4 +1,4 @@
-"""What core itself contributes, by the same hooks as anyone's plugin: the gate's policy, the local launcher, the recipes shipped with it."""
+"""What core itself contributes, by the same hooks as anyone's plugin: the gate's policy, the local launcher, its recipes."""
 
 from __future__ import annotations
 

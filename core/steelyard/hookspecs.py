@@ -28,6 +28,13 @@ There are four kinds of hook.
 distributions; ``distribution/name`` in a recipe says which is meant. *Veto* hooks can only object. *Notification* hooks get one frozen
 event; an exception in one is reported once and never stops a run. *Resolver* hooks are asked in turn until one does not return None.
 No hook is called for every sample: resolve once, then plain calls.
+
+``steelyard plugins new NAME`` writes such a package to start from, with tests that use the conformance kit (:mod:`steelyard.testing`);
+``steelyard plugins check NAME`` loads all that an installed one contributes. A plugin that cannot be imported, gives something else than
+descriptors, or names a hook that does not exist is *broken*: ``steelyard plugins list`` says why, and the rest goes on without it. What a
+plugin prints while it is loaded does not reach stdout. Plugins are left out by ``--no-plugin NAME``, by the comma-separated
+``STEELYARD_DISABLE_PLUGINS``, and by ``plugins.disabled`` or ``plugins.allowed`` under ``[tool.steelyard]`` in the project's
+pyproject.toml.
 """
 
 from __future__ import annotations

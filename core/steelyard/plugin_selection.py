@@ -1,15 +1,16 @@
-"""Which plugins are wanted: the lists of the command line, the environment and the project."""
+"""Which plugins there are, and which are wanted: entry points, and the lists of the command line, the environment and the project."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from importlib.metadata import EntryPoint
+from importlib.metadata import Distribution, EntryPoint, entry_points
 from pathlib import Path
+from typing import NamedTuple
 
 from steelyard.errors import UsageError, nearest
 
-__all__ = ["distribution_of", "entry_point_order", "normal", "project_lists", "reasons_to_leave_out"]
+__all__ = ["Found", "find_plugins", "normal", "project_lists", "reasons_to_leave_out"]
 
 
 def normal(name: str) -> str:
@@ -17,21 +18,36 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).strip().lower()
 
 
-def distribution_of(entry: EntryPoint) -> tuple[str, str]:
-    """The name and version of the distribution that declares an entry point."""
-    return (entry.dist.name, entry.dist.version) if entry.dist is not None else ("unknown", "0")
+class Found(NamedTuple):
+    """An entry point, and the name and version of the distribution that declares it."""
+
+    entry: EntryPoint
+    distribution: str
+    version: str
 
 
-def entry_point_order(entry: EntryPoint) -> tuple[bool, str, str]:
-    """Steelyard's own plugins first, then by distribution and name: the same order on every machine."""
-    distribution = normal(distribution_of(entry)[0])
-    return distribution != "steelyard", distribution, entry.name
+def find_plugins(group: str) -> list[Found]:
+    """Every entry point of the group: Steelyard's own first, then by distribution and name, in the same order on every machine."""
+    read: dict[int, tuple[str, str]] = {}  # a distribution parses its whole metadata, README included, whenever it is asked
+    found = []
+    for entry in entry_points(group=group):
+        if id(entry.dist) not in read:
+            read[id(entry.dist)] = _name_and_version(entry.dist)
+        found.append(Found(entry, *read[id(entry.dist)]))
+    return sorted(found, key=lambda f: (normal(f.distribution) != "steelyard", normal(f.distribution), f.entry.name))
+
+
+def _name_and_version(distribution: Distribution | None) -> tuple[str, str]:
+    if distribution is None:
+        return "unknown", "0"
+    metadata = distribution.metadata
+    return metadata["Name"] or "unknown", metadata["Version"] or "0"
 
 
 def reasons_to_leave_out(
     disabled: Iterable[str], allowed: Iterable[str] | None, environ: Mapping[str, str], project: Path | None
-) -> Callable[[EntryPoint], str]:
-    """Says of an entry point why it is left out, or ''; see :func:`steelyard.plugins.load_registry` for the lists."""
+) -> Callable[[Found], str]:
+    """Says of a plugin why it is left out, or ''; see :func:`steelyard.plugins.load_registry` for the lists."""
     file, told = project_lists(project)
     off = {normal(n): f"left out by plugins.disabled in {file}" for n in told.get("disabled", ())}
     off |= {normal(n): "left out by STEELYARD_DISABLE_PLUGINS" for n in environ.get("STEELYARD_DISABLE_PLUGINS", "").split(",")}
@@ -40,9 +56,9 @@ def reasons_to_leave_out(
     keep = None if only is None else {normal(n) for n in only}
     where = "" if allowed is not None else f" of {file}"
 
-    def reason(entry: EntryPoint) -> str:
-        distribution = normal(distribution_of(entry)[0])
-        names = {normal(entry.name), distribution}
+    def reason(plugin: Found) -> str:
+        distribution = normal(plugin.distribution)
+        names = {normal(plugin.entry.name), distribution}
         listed = next((off[name] for name in sorted(names) if name in off), "")
         if listed or keep is None or distribution == "steelyard" or names & keep:
             return listed

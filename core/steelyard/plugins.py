@@ -12,7 +12,6 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +20,7 @@ import pluggy
 from steelyard import events, hookspecs, specs
 from steelyard.errors import PluginError, SteelyardError, UsageError, nearest
 from steelyard.plugin_loading import FAMILIES, load_entry_point, location, source_text
-from steelyard.plugin_selection import distribution_of, entry_point_order, normal, reasons_to_leave_out
+from steelyard.plugin_selection import find_plugins, normal, reasons_to_leave_out
 
 __all__ = ["ENTRY_POINT_GROUP", "FAMILIES", "AnySpec", "PluginInfo", "Registry", "Status", "load_registry"]
 
@@ -175,7 +174,8 @@ class Registry:
         idle = [p for p in self.plugins if p.status in ("disabled", "broken", "incompatible")]
         bare = name.rpartition("/")[2]
         suspects = [p for p in idle if f'"{bare}"' in source_text(p.module) or f"'{bare}'" in source_text(p.module)]
-        message = f"no {noun} named {name!r}{nearest(name, self.all(family))}"
+        known = [n for n, spec in self.all(family).items() if not getattr(spec, "hidden", False)]
+        message = f"no {noun} named {name!r}{nearest(name, known)}"
         if suspects:
             told = "; ".join(f"plugin {p.name!r} ({p.title}) mentions it, but is {p.status}: {p.error}" for p in suspects)
             return PluginError(f"{message}; {told}")
@@ -200,8 +200,8 @@ def load_registry(
     ``plugins.allowed``, leaves out every other plugin that is not one of Steelyard's own. Raises :class:`UsageError` for a name in
     ``disabled`` that no plugin has, and for a project file that cannot be read; a faulty plugin raises nothing."""
     disabled = tuple(disabled)
-    found = sorted(entry_points(group=ENTRY_POINT_GROUP), key=entry_point_order)
-    known = {name for entry in found for name in (entry.name, distribution_of(entry)[0])}
+    found = find_plugins(ENTRY_POINT_GROUP)
+    known = {name for entry, distribution, _ in found for name in (entry.name, distribution)}
     for name in disabled:
         if normal(name) not in map(normal, known):
             raise UsageError(f"--no-plugin {name!r}: no such plugin{nearest(name, known)}")
@@ -210,11 +210,11 @@ def load_registry(
     manager.add_hookspecs(hookspecs)
     infos: dict[str, PluginInfo] = {}
     taken: dict[str, dict[str, list[tuple[str, Any]]]] = {family: {} for family in FAMILIES}
-    for entry in found:
-        distribution, version = distribution_of(entry)
+    for plugin in found:
+        entry, distribution, version = plugin
         key = f"{distribution}:{entry.name}"
         info = infos[key] = PluginInfo(entry.name, distribution, version, entry.value)
-        if reason := why_off(entry):
+        if reason := why_off(plugin):
             infos[key] = replace(info, status="disabled", error=reason)
             continue
         loaded = load_entry_point(manager, key, entry)

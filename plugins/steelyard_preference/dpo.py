@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -154,8 +153,8 @@ def _encode(trainee: Trainee, config: DpoConfig) -> EncodedPairs:
             for name in ("prompt", "chosen", "rejected"):
                 if not row.get(name) or isinstance(row[name], str):
                     raise DataError(
-                        f"row {row.get('id', '?')!r} has no messages under {name!r}; a preference row has prompt, chosen and rejected, each "
-                        "a list of messages"
+                        f"row {row.get('id', '?')!r} has no messages under {name!r}; a preference row has prompt, chosen and rejected, "
+                        "each a list of messages"
                     )
             yield row["prompt"], row["chosen"], row["rejected"]
 
@@ -168,9 +167,7 @@ def _encode(trainee: Trainee, config: DpoConfig) -> EncodedPairs:
     return cached_pairs(trainee.context.cache, folder, trainee.tokenizer, options, encode)
 
 
-def _reference_logprobs(
-    trainee: Trainee, config: DpoConfig, pairs: Sequence[EncodedPair]
-) -> tuple[np.ndarray[Any, Any], dict[str, Any]]:
+def _reference_logprobs(trainee: Trainee, config: DpoConfig, pairs: Sequence[EncodedPair]) -> tuple[np.ndarray[Any, Any], dict[str, Any]]:
     """(pairs, 2) float32: summed log-probabilities of chosen and rejected under the reference, from their file when it is there; and
     what the stage's record says of them."""
     context = trainee.context

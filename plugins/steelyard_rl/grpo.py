@@ -18,7 +18,7 @@ from steelyard.protocols import Engine, StageContext
 from steelyard.records import StageResult
 from steelyard_rl.config import GrpoConfig
 from steelyard_rl.rollouts import Group, Harvest, PromptPool, is_truncated, roll_out
-from steelyard_torch.batching import MicroBatch, StepTotals, count_targets, gather_targets, micro_batches
+from steelyard_torch.batching import StepTotals, count_targets, gather_targets, micro_batches
 from steelyard_torch.encoding import EncodedRow, encode_rollout
 from steelyard_torch.head import split_by_row, token_logprobs
 from steelyard_torch.losses import grpo_loss
@@ -136,7 +136,9 @@ class Grpo:
         if limit is None:
             return
         if "rl/logprob_gap" not in report:
-            raise EngineError("the engine gives no log-probabilities, so max_logprob_gap cannot be kept; leave it out, or change the engine")
+            raise EngineError(
+                "the engine gives no log-probabilities, so max_logprob_gap cannot be kept; leave it out, or change the engine"
+            )
         if not (gap := report["rl/logprob_gap"]) <= limit:
             raise TrainingError(
                 f"the engine's log-probabilities differ from the trainer's by {gap:.4g} on average, more than max_logprob_gap {limit:g}: "

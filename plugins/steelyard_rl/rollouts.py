@@ -177,7 +177,9 @@ def _rewarded(context: StageContext, config: GrpoConfig, rollouts: Sequence[Roll
     for shaper in context.shapers if rollouts else ():
         shaped = [float(reward) for reward in shaper.shape(rollouts, rewards)]
         if len(shaped) != len(rewards) or not all(map(math.isfinite, shaped)):
-            raise PluginError(f"shaper {type(shaper).__name__!r} made {shaped!r} of {len(rewards)} rewards; it must give as many finite ones")
+            raise PluginError(
+                f"shaper {type(shaper).__name__!r} made {shaped!r} of {len(rewards)} rewards; it must give as many finite ones"
+            )
         rewards = shaped
     return [replace(rollout, reward=reward) for rollout, reward in zip(rollouts, rewards, strict=True)]
 

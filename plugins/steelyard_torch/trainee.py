@@ -48,7 +48,8 @@ class Trainee:
         self.model = load_model(context.model, device=str(self.runtime.device), allow_remote_code=self._remote).train()
         if not dropout:
             _switch_dropout_off(self.model)
-        set_gradient_checkpointing(self.model, options.gradient_checkpointing)
+        if options.gradient_checkpointing:
+            set_gradient_checkpointing(self.model, True)
         self.optimizer = adamw(self.model, lr=options.lr, weight_decay=options.weight_decay, betas=options.betas, eps=options.adam_eps)
         self.guard = NonFiniteGuard(options.max_non_finite)
         self.step = 0

@@ -158,6 +158,25 @@ def test_what_needs_a_plugin_that_is_not_active_is_told_which_and_why_with_exit_
     assert f"plugin {plugin} mentions it, but {why}" in done.stderr
 
 
+@pytest.mark.parametrize("command", ["plan", "run"])
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("verifiers.answer.kind=coin", CLASH),
+        ("stages.sft.kind=from_broken", "plugin 'import_error' (steelyard-import-error 0.3.0) mentions it, but is broken"),
+        ("verifiers.answer.kind=from_the_future", "mentions it, but is incompatible: needs hook API 99"),
+    ],
+)
+def test_a_run_that_needs_a_plugin_that_is_down_is_refused_before_it_begins(
+    shell: Shell, command: str, override: str, message: str
+) -> None:
+    done = shell(command, "quickstart", override)
+    assert done.returncode == 4
+    assert message in done.stderr
+    assert override in done.stderr
+    assert not (shell.folder / "runs").exists()
+
+
 def test_a_name_that_nobody_has_is_a_usage_error_that_still_names_the_plugins_that_are_down(shell: Shell) -> None:
     done = shell.verify("roman_numeral")
     assert done.returncode == 2

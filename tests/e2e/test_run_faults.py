@@ -12,13 +12,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "fixtures" / "light_lab"))
-from light_lab import RECIPE, make_project, models_of, start_steelyard, steelyard, wait_for, worker_of  # noqa: E402
+from light_lab import RECIPE, make_project, models_of, start_steelyard, steelyard, wait_for, worker_of
 
 SLOW = RECIPE.replace("kind: count, ", "kind: count, pause: 0.04, ")
 
@@ -68,7 +69,7 @@ def test_killed_ten_times_at_random_moments_and_resumed_it_makes_the_same_bytes(
         if victim == "conductor" and attempt % 3 == 0:
             time.sleep(moments.uniform(0.1, 1.0))  # Also before there is a worker.
         else:
-            worker = wait_for(lambda: process.poll() is not None or worker_of(process.pid))
+            worker = wait_for(partial(worker_of, process.pid))
             time.sleep(moments.uniform(0, 0.9))
         target = worker if victim == "worker" else process.pid
         assert process.poll() is None, "it ended before it could be killed"

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from steelyard.run import open_run
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "fixtures" / "light_lab"))
-from light_lab import RECIPE, environment, make_project, steelyard  # noqa: E402
+from light_lab import RECIPE, environment, make_project, steelyard
 
 WORSE = RECIPE.replace("rate: 0.001}\n  - name: second", "rate: 0.001, forget: sums}\n  - name: second")
 SAME = RECIPE.replace("{name: b, kind: count, data: lines, rate: 0.001}", "{name: b, kind: count, data: lines, rate: -0.0194}").replace(
@@ -88,7 +89,9 @@ def test_an_inconclusive_round_keeps_the_champion_and_goes_on_unless_told_to_sto
 def test_an_objection_keeps_the_champion_and_stands_in_the_verdict(tmp_path: Path) -> None:
     done = run(tmp_path, LIGHT_OBJECTS="the watchdog saw a leak")
     assert done.returncode == 1
-    assert done.stdout.startswith("first: inconclusive: an objection keeps the champion (light (steelyard-light 1.0): the watchdog saw a leak)")
+    assert done.stdout.startswith(
+        "first: inconclusive: an objection keeps the champion (light (steelyard-light 1.0): the watchdog saw a leak)"
+    )
     with open_run(tmp_path / "runs/light") as view:
         assert view.promotions() == [] and "watchdog" in view.verdicts()[0].verdict["objections"][0]
 

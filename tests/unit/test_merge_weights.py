@@ -117,12 +117,13 @@ def test_tensors_that_agree_stay_exactly_as_they_are() -> None:
         assert torch.equal(average(tensor, tensor.clone(), weight), tensor)
 
 
-def test_bfloat16_is_averaged_in_float32() -> None:
-    # 1 and 1 + 2^-7 are neighbours in bfloat16. In bfloat16 arithmetic 0.25 + 0.75·(1 + 2^-7) would round twice.
-    one, two = torch.tensor([1.0], dtype=torch.bfloat16), torch.tensor([1.0078125], dtype=torch.bfloat16)
-    assert average(one, two, 0.75).item() == 1.0078125
-    assert average(one, two, 0.25).item() == 1.0
-    assert average(one, two, 0.75).dtype == torch.bfloat16
+def test_half_precision_is_averaged_in_float32_and_rounded_once() -> None:
+    # Numbers of bfloat16 near 1 are 2^-7 apart. The mean of 1 and 1.011 is 1.0055, nearer to 1 + 2^-7; had 1.011 been rounded first, the
+    # mean would lie half-way and go to 1.
+    initial, reference = torch.tensor([1.0], dtype=torch.bfloat16), torch.tensor([1.011])
+    merged = average(initial, reference, 0.5)
+    assert merged.dtype == torch.bfloat16
+    assert merged.item() == 1 + 2**-7
 
 
 def test_the_result_has_the_initial_models_tokenizer_template_configuration_and_dtypes(tmp_path: Path, pair: tuple[Path, Path]) -> None:

@@ -368,7 +368,7 @@ def test_a_failure_and_an_interruption_stand_under_the_verdict(tmp_path):
 
 def test_the_title_says_how_far_the_run_came(tmp_path):
     titles = []
-    for skills in ((0.6,), (0.6, 0.3), (0.1,), (0.6, 0.9, 0.2), (0.2,), (0.5, 0.7, 0.9)):
+    for skills in ((0.6,), (0.6, 0.3), (0.1,), (0.6, 0.9, 0.2), (0.28,), (0.5, 0.7, 0.9)):
         maker = RunFolderMaker(tmp_path / f"run{len(titles)}")
         clean_key = [maker.model("base", "import", {}), maker.data("chats"), maker.evaluate("eval/base/dev", "base", 0.3)][1]
         champion, evaluation = "base", "eval/base/dev"
@@ -381,7 +381,7 @@ def test_the_title_says_how_far_the_run_came(tmp_path):
         maker.ledger.close()
         titles.append(headline(read_run(maker.folder)).title)
     assert titles == [
-        "Promoted in 1 of 1 rounds, 2 not decided",
+        "Promoted in 1 of 1 round, 2 not decided",
         "Rejected; promoted in 1 of 2 rounds, 1 not decided",
         "Rejected; no round promoted, 2 not decided",
         "Rejected; promoted in 2 of 3 rounds",

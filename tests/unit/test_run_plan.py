@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from steelyard.errors import GateRefusal, UsageError
 from steelyard.plugins import Registry, load_registry
 from steelyard.recipe import load_recipe, load_suite
@@ -16,7 +17,7 @@ from steelyard.run.outlook import look_ahead, plan_gates
 from steelyard.run.plan import Plan, Title, make_plan
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "fixtures" / "light_lab"))
-from light_lab import OTHER_PLUGINS, PLUGIN, RECIPE, make_project  # noqa: E402
+from light_lab import OTHER_PLUGINS, PLUGIN, RECIPE, make_project
 
 
 @pytest.fixture
@@ -237,7 +238,9 @@ def test_items_that_nobody_has_counted_are_said_to_be_unknown(project: Path, reg
     assert counted[0].plan is not None
 
 
-def test_a_rounds_policy_takes_guards_margins_and_weights_from_the_suite_where_the_recipe_is_silent(project: Path, registry: Registry) -> None:
+def test_a_rounds_policy_takes_guards_margins_and_weights_from_the_suite_where_the_recipe_is_silent(
+    project: Path, registry: Registry
+) -> None:
     text = (project / "dev.yaml").read_text().replace("{name: words,", "{name: words, weight: 3, margin: 0.2,")
     (project / "dev.yaml").write_text(text)
     loaded = load_recipe(project / "recipe.yaml", ["gate.margins={default: 0.04, words: 0.1}"], registry)

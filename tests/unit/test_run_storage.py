@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from steelyard.errors import ArtifactError, ModelError, RunLockedError, StorageError, UsageError
 from steelyard.run.artifacts import ArtifactStore, read_manifest, verify_folder
 from steelyard.run.checkpoints import FolderCheckpoints
@@ -101,7 +102,10 @@ def test_a_committed_artifact_has_a_manifest_of_all_its_files(tmp_path: Path) ->
     manifest = read_manifest(folder)
     assert set(manifest.files) == {"model.bin", "sub/more.json"}
     # printf weights | sha256sum
-    assert manifest.files["model.bin"] == (7, subprocess.run(["sha256sum"], input=b"weights", capture_output=True).stdout.decode().split()[0])
+    assert manifest.files["model.bin"] == (
+        7,
+        subprocess.run(["sha256sum"], input=b"weights", capture_output=True).stdout.decode().split()[0],
+    )
     assert (manifest.step, manifest.inputs, manifest.summary) == ("r/a", {"model": "k0"}, {"rows": 3})
     assert os.listdir(tmp_path) == ["k1"]
 
@@ -385,7 +389,11 @@ def test_a_key_changes_with_each_thing_it_stands_for(change: dict[str, object]) 
     assert key_of(**change) != key_of()
 
 
-@given(st.dictionaries(st.text(), st.one_of(st.integers(), st.text(), st.booleans(), st.none(), st.floats(allow_nan=False, allow_infinity=False))))
+@given(
+    st.dictionaries(
+        st.text(), st.one_of(st.integers(), st.text(), st.booleans(), st.none(), st.floats(allow_nan=False, allow_infinity=False))
+    )
+)
 def test_canonical_json_does_not_depend_on_the_order_of_keys(value: dict[str, object]) -> None:
     assert canonical_json(value) == canonical_json(dict(reversed(value.items())))
     assert json.loads(canonical_json(value)) == value

@@ -138,7 +138,7 @@ def _title(decision: str, promoted: int, decided: int, total: int) -> str:
     if promoted == decided == total:
         return f"Promoted in {'both' if total == 2 else f'all {total}'} rounds"
     left = "" if decided == total else f", {total - decided} not decided"
-    share = f"promoted in {promoted} of {decided} rounds{left}" if promoted else f"no round promoted{left}"
+    share = f"promoted in {promoted} of {decided} round{'' if decided == 1 else 's'}{left}" if promoted else f"no round promoted{left}"
     return share.capitalize() if decision == "promote" else f"{word}; {share}"
 
 

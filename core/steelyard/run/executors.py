@@ -112,19 +112,21 @@ def _finish_model(job: Job, kind: str, result: StageResult, facts: Mapping[str, 
     write_json(job.output / "stage.json", {"kind": kind, "metrics": dict(result.metrics), "facts": found})
     lineage = model_lineage(job.task, job.inputs, kind, weights, found)
     write_lineage(job.output, lineage)
-    _write_card(job.output, lineage)
+    _write_card(job, lineage)
     summary: dict[str, Any] = {"metrics": dict(result.metrics)}
     if weights is not None:
         summary |= {"parameters": weights.parameters, "weights_sha256": weights.sha256}
     return summary
 
 
-def _write_card(folder: Path, lineage: Mapping[str, Any]) -> None:
+def _write_card(job: Job, lineage: Mapping[str, Any]) -> None:
+    """A card that cannot be written costs a line, and not the model that may have taken days."""
     try:
         from steelyard.report import model_card
-    except ImportError:
-        return
-    (folder / "README.md").write_text(model_card(folder, lineage), encoding="utf-8")
+
+        (job.output / "README.md").write_text(model_card(job.output, lineage), encoding="utf-8")
+    except Exception as error:
+        job.io.log(f"no model card: {type(error).__name__}: {error}")
 
 
 def _items(job: Job) -> dict[str, Any]:

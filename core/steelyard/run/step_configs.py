@@ -80,7 +80,7 @@ class StepConfigs:
                 "ngram": wanted.ngram,
                 "coverage": wanted.coverage,
                 "max_overlap": wanted.max_overlap,
-                "min_words": min(3, wanted.ngram),
+                "min_words": min(wanted.min_words, wanted.ngram),
             },
             "normalisation": NORMALISATION,
             "action": "report" if wanted.waive else wanted.action,
