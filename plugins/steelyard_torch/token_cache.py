@@ -81,7 +81,8 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray[Any, Any]], facts
         StorageError: the disk is full or cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    header = {"facts": json.dumps(facts), "sha256": _checksum(tensors)}
+    # One entry: the order of several is not fixed, and equal content should be equal bytes.
+    header = {"about": json.dumps({"facts": facts, "sha256": _checksum(tensors)})}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(dict(tensors), temporary, metadata=header)
@@ -100,9 +101,8 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str,
     try:
         with safe_open(path, framework="numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
-            header = file.metadata()
-        facts: dict[str, Any] = json.loads(header["facts"])
-        return (tensors, facts) if header["sha256"] == _checksum(tensors) else None
+            about = json.loads(file.metadata()["about"])
+        return (tensors, about["facts"]) if about["sha256"] == _checksum(tensors) else None
     except (SafetensorError, OSError, KeyError, TypeError, ValueError):
         return None
 

@@ -183,8 +183,12 @@ class Trainee:
         """Save the model into the stage's output folder."""
         self.model.train(False)
         save_model(self.model, self.tokenizer, self.context.output)
-        counts = {"optimiser_steps": self.step - self._passed_over, "skipped_steps": self.guard.skipped}
-        return StageResult(self.context.output, self._last, {**counts, **facts})
+        own = {
+            "optimiser_steps": self.step - self._passed_over,
+            "skipped_steps": self.guard.skipped,
+            "template_hash": template_hash(self.tokenizer),
+        }
+        return StageResult(self.context.output, self._last, {**own, **facts})
 
 
 @contextmanager

@@ -58,12 +58,13 @@ def no_process_works_on(project: Path) -> bool:
     return True
 
 
+@pytest.mark.parametrize("kills", [4, pytest.param(10, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("victim", ["conductor", "worker"])
-def test_killed_ten_times_at_random_moments_and_resumed_it_makes_the_same_bytes(
-    victim: str, project: Path, undisturbed: dict[str, dict[str, bytes]]
+def test_killed_at_random_moments_and_resumed_it_makes_the_same_bytes(
+    victim: str, kills: int, project: Path, undisturbed: dict[str, dict[str, bytes]]
 ) -> None:
-    moments = random.Random(f"moments of the {victim}")
-    for attempt in range(10):
+    moments = random.Random(f"{kills} moments of the {victim}")
+    for attempt in range(kills):
         again = (run_dir_of(project) / "resolved.json").exists()
         process = start_steelyard(*(("resume", "runs/light") if again else ("run", "recipe.yaml")), cwd=project)
         if victim == "conductor" and attempt % 3 == 0:

@@ -58,13 +58,13 @@ class Bench:
 
     def __init__(self, root: Path, models: Path, registry: Registry, closing: ExitStack):
         self.root, self.registry = root, registry
-        self._models, self._closing = models, closing
+        self.models, self._closing = models, closing
 
     def model(self, seed: int = 0, *, template: str = "compact", characters: str = CHARACTERS, **architecture: Any) -> Path:
         """A model folder with random weights; do not change what is in it."""
         shape = {**ARCHITECTURE, **architecture}
         name = f"{seed}-{template}-{derive_seed(characters, repr(sorted(shape.items())))}"
-        folder = self._models / name
+        folder = self.models / name
         if not folder.exists():
             new_model(folder, architecture=shape, characters=characters, extra_tokens=ROLES, chat_template=template, seed=seed)
         return folder

@@ -476,3 +476,10 @@ def test_every_public_name_of_the_gate_can_be_imported_and_the_list_is_sorted():
     assert set(gate._HOME) == set(gate.__all__)
     with pytest.raises(AttributeError):
         gate.nothing  # noqa: B018
+
+
+def test_the_sentence_counts_only_what_is_in_the_average(old, better):
+    policy = PolicyConfig(margins={"default": 0.05}, weights={"code": 0.0})
+    verdict = weigh(old, better, policy)
+    assert "over 1 task and 1,000 items" in verdict.sentence
+    assert "code" in verdict.tasks

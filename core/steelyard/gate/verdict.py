@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -110,17 +110,19 @@ def write_sentence(
     round_number: int,
     rounds: int | None,
     left_out: int,
+    unweighed: Collection[str] = (),
 ) -> str:
     """The decision and every number it rests on. Differences are in points (hundredths of a score unit).
 
     ``alpha`` is the guards' level, ``rounds`` None where no number of rounds is declared, ``left_out`` how many items
-    had no score.
+    had no score, ``unweighed`` the tasks that are not in the average.
     """
     guards = {name: task for name, task in tasks.items() if task.guarded}
     order = {"regression": 0, "inconclusive": 1, "non_inferior": 2}
     told = sorted(guards.items(), key=lambda guard: (order[str(guard[1].status)], guard[0]))
-    items = sum(task.n for task in tasks.values())
-    over = f"over {_count(len(tasks), 'task')} and {_count(items, 'item')}"
+    in_average = [task.n for name, task in tasks.items() if name not in unweighed]
+    items = sum(in_average)
+    over = f"over {_count(len(in_average), 'task')} and {_count(items, 'item')}"
     parts = [f"{decision}: {over} {_average_clause(average, round_number, rounds)}"]
     if told:
         clauses = ", ".join(_guard_clause(*guard) for guard in told)

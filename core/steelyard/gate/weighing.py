@@ -64,6 +64,7 @@ def weigh(
         round_number=policy.round,
         rounds=None if policy.spending == "open_ended" else policy.rounds,
         left_out=sum(task.left_out for task in paired.values()),
+        unweighed={name for name in paired if policy.weights.get(name, 1.0) == 0},
     )
     verdict = Verdict(decision=decision, sentence=sentence, average=average, tasks=tasks, policy=policy.policy, round=policy.round)
     return verdict.with_objections(objections)

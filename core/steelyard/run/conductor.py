@@ -71,12 +71,12 @@ def conduct(
     a step or a gate raises; the run can be resumed after each."""
     with storage_errors(folder.path):
         folder.path.mkdir(parents=True, exist_ok=True)
-    with RunLock(folder.path) as lock:
+    with StopRequest() as stop, RunLock(folder.path) as lock:
         if loaded is not None and not folder.begun:
             folder.begin(loaded)
         recipe = loaded.recipe if loaded is not None else folder.recipe(registry)
         recipe_dir = loaded.base if loaded is not None else folder.recipe_dir()
-        conductor = Conductor(folder, recipe, registry, recipe_dir, progress or SilentProgress(), on_verdict)
+        conductor = Conductor(folder, recipe, registry, recipe_dir, stop, progress or SilentProgress(), on_verdict)
         if until is not None:
             conductor.plan.step(until)
         if lock.previous is not None:
@@ -93,6 +93,7 @@ class Conductor:
         recipe: Recipe,
         registry: Registry,
         recipe_dir: Path,
+        stop: StopRequest,
         progress: Progress,
         on_verdict: Callable[[str], None],
     ):
@@ -101,7 +102,7 @@ class Conductor:
         self.plan: Plan = make_plan(recipe, registry, recipe_dir)
         self._suites = self._load_suites()
         self._store = ArtifactStore(folder.artifacts)
-        self._stop = StopRequest()
+        self._stop = stop
         self._outcome = RunOutcome()
         self._keys: dict[str, str] = {}
         self._title = Title()
@@ -121,7 +122,6 @@ class Conductor:
             launcher = self._launcher()
             self._worker = WarmWorker(launcher, self.folder.logs / "worker.log")
             closing.callback(self._worker.close)
-            closing.enter_context(self._stop)
             self.registry.notify(RunStarted(self.folder.path, self.recipe.name, self.recipe.to_json(), resumed))
             try:
                 with self.progress:
@@ -287,6 +287,12 @@ class Conductor:
             self._finished(step, key, "reused", 0.0, {}, position)
             return decided.verdict
         self.progress.begin(step.id, position)
+        earlier = sum(row.round == step.round for row in self._ledger.verdicts())
+        if earlier:
+            self.progress.log(
+                f"{step.id}: decided {earlier} times before in this run, of other models or data; each further look makes a false "
+                "promotion likelier than alpha says"
+            )
         started = time.monotonic()
         verdict = self._verdict(step, key, inputs, position)
         challenger_step = self._title.resolve(step.inputs["challenger_model"])

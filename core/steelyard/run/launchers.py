@@ -66,7 +66,8 @@ class LocalWorker:
 
     def send(self, message: Mapping[str, Any]) -> None:
         """A message to a worker that has died is lost; :meth:`poll` tells."""
-        assert self._process.stdin is not None
+        if self._process.stdin is None or self._process.stdin.closed:
+            return
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(dict(message)).encode() + b"\n")
             self._process.stdin.flush()

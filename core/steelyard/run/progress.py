@@ -44,7 +44,8 @@ class PlainProgress:
     def __init__(self, stream: TextIO):
         self._stream = stream
         self._steps = 0
-        self._started = self._told = 0.0
+        self._told = 0.0
+        self._first: tuple[float, float] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -56,15 +57,17 @@ class PlainProgress:
         self._steps = steps
 
     def begin(self, step: str, position: int) -> None:
-        self._started = self._told = time.monotonic()
+        self._told, self._first = time.monotonic(), None
         self.log(f"[{position}/{self._steps}] {step} …")
 
     def update(self, done: float, total: float | None, unit: str, note: str) -> None:
         now = time.monotonic()
+        # From the first word on: a step that was resumed begins with what it had done before.
+        began, had = self._first = self._first or (now, done)
         if now - self._told < _PLAIN_SECONDS:
             return
         self._told = now
-        rate = done / max(now - self._started, 1e-9)
+        rate = (done - had) / max(now - began, 1e-9)
         parts = [f"{done:g}" + (f"/{total:g}" if total else "") + f" {unit}", f"{rate:.3g} {unit}/s"]
         parts += [f"{duration((total - done) / rate)} left"] if total and rate > 0 else []
         self.log("    " + ", ".join([*parts, *([note] if note else [])]))
@@ -106,6 +109,8 @@ class LiveProgress:
             TextColumn("{task.fields[note]}", markup=False),
             console=Console(stderr=True, highlight=False),
             transient=True,
+            # Where stdout is not the terminal it must get its data untouched.
+            redirect_stdout=sys.stdout.isatty(),
         )
         self._run = self._bars.add_task("steps", total=None, rate="", note="")
         self._step: Any = None

@@ -115,7 +115,7 @@ class RunView:
         folder = self.artifact(step)
         path = folder / "samples.jsonl" if folder is not None else self.folder.logs / f"{step}.samples.jsonl"
         if path.is_file():
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for line in path.read_text(encoding="utf-8").split("\n"):
                 try:
                     yield json.loads(line)
                 except ValueError:
