@@ -28,5 +28,3 @@ class TransformersEngineConfig(BaseModel):
     """Most tokens in one batch, padding and the room for new tokens included; one sequence may exceed it."""
     max_logits: int = Field(default=2**25, ge=1)
     """Most logits held at once when scoring (positions times vocabulary); 2^25 are 128 MiB in float32."""
-    allow_remote_code: bool = False
-    """Let the model folder bring its own Python."""

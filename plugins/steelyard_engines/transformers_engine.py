@@ -44,12 +44,13 @@ class TransformersEngine:
         model_folder: Path | str | None,
         module: PreTrainedModel | None = None,
         tokenizer: PreTrainedTokenizerFast | None = None,
+        trust_remote_code: bool = False,
     ):
         self.config = config or TransformersEngineConfig()
         self._shared = module is not None
         if (module is None or tokenizer is None) and model_folder is None:
             raise EngineError("an engine needs a model folder, or both a live module and its tokenizer")
-        remote = self.config.allow_remote_code
+        remote = self._remote = trust_remote_code
         self.tokenizer = tokenizer or load_tokenizer(Path(str(model_folder)), allow_remote_code=remote)
         self._module: PreTrainedModel | None = module or self._load(Path(str(model_folder)))
         self._ends = end_tokens(self._module, self.tokenizer)
@@ -121,7 +122,7 @@ class TransformersEngine:
             if isinstance(weights, Path) or not shares_storage(module, weights):
                 raise EngineError("this engine shares its weights with a live module; change the module, and pass an empty mapping here")
         elif isinstance(weights, Path):
-            load_folder(module, self.tokenizer, weights, allow_remote_code=self.config.allow_remote_code)
+            load_folder(module, self.tokenizer, weights, allow_remote_code=self._remote)
         else:
             load_tensors(module, weights)
         self.weight_version = version
@@ -149,9 +150,7 @@ class TransformersEngine:
         device = setup_runtime(device=self.config.device).device
         names = {"float32": torch.float32, "bfloat16": torch.bfloat16}
         dtype = names.get(self.config.dtype, torch.float32 if device.type == "cpu" else torch.bfloat16)
-        return load_model(
-            folder, dtype=dtype, device=device, attention=self.config.attention, allow_remote_code=self.config.allow_remote_code
-        )
+        return load_model(folder, dtype=dtype, device=device, attention=self.config.attention, allow_remote_code=self._remote)
 
     def _context_length(self, module: PreTrainedModel) -> int | None:
         own = getattr(module.config.get_text_config(), "max_position_embeddings", None)

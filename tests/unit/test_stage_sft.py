@@ -249,6 +249,20 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_survived(bench: Any, m
     assert all(math.isfinite(value) for value in result.metrics.values())
 
 
+def test_skipped_steps_are_still_known_after_a_stop(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import steelyard_sft.supervised as stage
+
+    real = stage.sft_loss
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(stage, "sft_loss", lambda *args, **keys: real(*args, **keys) * math.nan)
+        train(bench, config(max_steps=6), io=bench.io(stop_after=2))
+    with monkeypatch.context() as patch, pytest.raises(TrainingError, match="3 steps in a row"):
+        patch.setattr(stage, "sft_loss", lambda *args, **keys: real(*args, **keys) * math.nan)
+        train(bench, config(max_steps=6))
+    result, _ = train(bench, config(max_steps=6))
+    assert result.facts["skipped_steps"] == 2
+
+
 def test_infinite_weights_are_refused_before_the_first_step(bench: Any) -> None:
     broken = bench.root / "broken"
     shutil.copytree(bench.model(), broken)

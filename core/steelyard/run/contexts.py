@@ -38,34 +38,45 @@ def _make(registry: Registry, family: str, kind: str, options: Mapping[str, Any]
 
 
 def open_engines(
-    registry: Registry, entry: Mapping[str, Any] | None, model: Path, closing: ExitStack, *, why_none: str = ""
+    registry: Registry,
+    entry: Mapping[str, Any] | None,
+    model: Path,
+    closing: ExitStack,
+    *,
+    why_none: str = "",
+    trust_remote_code: bool = False,
 ) -> EngineFactory:
-    """The engine factory of a context. Engines it made are closed with ``closing``. Without an entry it refuses: ``why_none``."""
-    return _Engines(registry, entry, model, closing, why_none)
+    """The engine factory of a context. Engines it made are closed with ``closing``. Without an entry it refuses: ``why_none``.
+    ``trust_remote_code`` goes to engines that take it, when the recipe trusts the base model's own code by name."""
+    return _Engines(registry, entry, model, closing, why_none, trust_remote_code)
 
 
 class _Engines:
-    def __init__(self, registry: Registry, entry: Mapping[str, Any] | None, model: Path, closing: ExitStack, why_none: str):
+    def __init__(self, registry: Registry, entry: Mapping[str, Any] | None, model: Path, closing: ExitStack, why_none: str, trusted: bool):
         self._registry, self._entry, self._model, self._closing, self._why_none = registry, entry, model, closing, why_none
+        self._live: Mapping[str, Any] = {"trust_remote_code": True} if trusted else {}
 
     def __call__(self, model: Path | None = None, **overrides: Any) -> Engine:
         if self._entry is None:
             raise EngineError(self._why_none)
         spec = self._registry.get("engines", self._entry["kind"])
         implementation = self._registry.load(spec)
-        live, keys = _split(spec, implementation, overrides)
+        live, keys = _split(spec, implementation, {**self._live, **overrides})
         _, config = configure(self._registry, "engines", self._entry["kind"], {**self._entry["options"], **keys})
         engine: Engine = implementation(config, model or self._model, **live)
         self._closing.callback(engine.close)
         return engine
 
 
+_TAKEN_BY_SOME = {"module", "tokenizer", "trust_remote_code"}
+
+
 def _split(spec: Any, implementation: Callable[..., Any], overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Live objects that the engine itself takes, and keys of its configuration. A live module that an engine cannot share is left out."""
+    """What the engine itself takes, and keys of its configuration. What only some engines take is left out for the others."""
     fields = set(spec.config.load().model_fields) if spec.config is not None else set()
     takes = set(inspect.signature(implementation).parameters) - {"config"}
     live = {name: value for name, value in overrides.items() if name not in fields and name in takes}
-    keys = {name: value for name, value in overrides.items() if name not in live and name != "module"}
+    keys = {name: value for name, value in overrides.items() if name not in live and name not in _TAKEN_BY_SOME}
     return live, keys
 
 

@@ -47,6 +47,11 @@ class Job:
         return folder
 
     @property
+    def trusts_remote_code(self) -> bool:
+        """Whether the recipe names the base model as one that may run its own code."""
+        return bool((self.config.get("model_options") or {}).get("trust_remote_code"))
+
+    @property
     def evidence(self) -> Path:
         """Where failed checks of verifiers are kept."""
         return self.task.log.with_suffix(".verifier-failures.jsonl")
@@ -86,7 +91,9 @@ def _make_model(job: Job, kind: str, options: Mapping[str, Any], *, model: Path,
         run_seed=job.task.run_seed,
         checkpoints=job.checkpoints,
         io=job.io,
-        engine=open_engines(job.registry, job.config.get("engine"), model, job.closing, why_none=why_none),
+        engine=open_engines(
+            job.registry, job.config.get("engine"), model, job.closing, why_none=why_none, trust_remote_code=job.trusts_remote_code
+        ),
         verifiers=open_step_verifiers(job.registry, job.config.get("verifiers") or {}, job.evidence, job.closing),
         shapers=open_shapers(job.registry, job.config.get("shapers") or ()),
         inputs=job.inputs,
@@ -131,7 +138,7 @@ def _write_card(job: Job, lineage: Mapping[str, Any]) -> None:
 
 def _items(job: Job) -> dict[str, Any]:
     suite = _suite(job)
-    harness = job.registry.load(job.registry.get("harnesses", suite.harness))()
+    harness = job.registry.load(job.registry.get("harnesses", suite.harness))(job.registry)
     count = 0
     with open(job.output / "items.jsonl", "w", encoding="utf-8") as file:
         for item in harness.items(suite):
@@ -156,7 +163,14 @@ def _data(job: Job) -> dict[str, Any]:
         model=job.inputs["model"],
         cache=job.cache,
         io=job.io,
-        engine=open_engines(job.registry, config.get("engine"), job.inputs["model"], job.closing, why_none=why_none),
+        engine=open_engines(
+            job.registry,
+            config.get("engine"),
+            job.inputs["model"],
+            job.closing,
+            why_none=why_none,
+            trust_remote_code=job.trusts_remote_code,
+        ),
         verifiers=open_step_verifiers(job.registry, config["verifiers"], job.evidence, job.closing),
         data=job.inputs.get("prompts"),
     )
@@ -222,14 +236,14 @@ def _counted(rows: Iterator[Row], total: int, io: StepIO) -> Iterator[Row]:
 
 def _evaluate(job: Job) -> dict[str, Any]:
     suite = _suite(job)
-    harness = job.registry.load(job.registry.get("harnesses", suite.harness))()
+    harness = job.registry.load(job.registry.get("harnesses", suite.harness))(job.registry)
     context = EvaluateContext(
         suite=suite,
         model=job.inputs["model"],
         output=job.output,
         seed=job.task.seed,
         io=job.io,
-        engine=open_engines(job.registry, job.config["engine"], job.inputs["model"], job.closing),
+        engine=open_engines(job.registry, job.config["engine"], job.inputs["model"], job.closing, trust_remote_code=job.trusts_remote_code),
         cache=job.cache,
         options={**(job.config.get("model_options") or {}), **(job.config.get("options") or {})},
     )

@@ -48,7 +48,7 @@ class StepConfigs:
             f"items/{role}",
             "items",
             {"suite": _without_path(suite)},
-            serving=self._serving(("harnesses", suite.harness)),
+            serving=self._serving(("harnesses", suite.harness), *_kinds_in(suite)),
             fingerprints=self._suite_files(suite),
             places={"suite": str(suite.path)},
         )
@@ -60,6 +60,8 @@ class StepConfigs:
         sources = [{**_plain(source), **{name: getattr(source, name) for name in shares}} for source in entry.sources]
         engine = _plain(self._recipe.engine) if spec.samples_model else None
         config = {**_plain(entry), "sources": sources, "verifiers": _verifiers(verifiers), "engine": engine}
+        if engine:
+            config["model_options"] = self._model_options()
         fingerprints = {**self._fingerprint(f"data.{entry.kind}", entry.options)}
         for number, source in enumerate(entry.sources):
             fingerprints |= self._fingerprint(f"sources.{number}", source.options)
@@ -127,7 +129,7 @@ class StepConfigs:
             round_name,
             seed=seed,
             key_seed=seed,
-            serving=self._serving(("harnesses", suite.harness), ("engines", engine.kind)),
+            serving=self._serving(("harnesses", suite.harness), ("engines", engine.kind), *_kinds_in(suite)),
             fingerprints=self._suite_files(suite),
             places={"suite": str(suite.path)},
         )
@@ -203,6 +205,12 @@ def _verifiers(entries: Mapping[str, VerifierEntry]) -> dict[str, dict[str, Any]
 
 def _kinds(entries: Mapping[str, VerifierEntry]) -> Sequence[tuple[str, str]]:
     return [("verifiers", entry.kind) for entry in entries.values()]
+
+
+def _kinds_in(suite: Suite) -> Sequence[tuple[str, str]]:
+    """The sources and verifiers that the suite's tasks name in their options."""
+    named = [(f"{role}s", task.options.get(role)) for task in suite.tasks for role in ("source", "verifier")]
+    return [(family, entry["kind"]) for family, entry in named if isinstance(entry, Mapping) and isinstance(entry.get("kind"), str)]
 
 
 def _without_path(suite: Suite) -> dict[str, Any]:
