@@ -87,7 +87,8 @@ class StageSpec(Spec):
 
 @dataclass(frozen=True, slots=True)
 class SourceSpec(Spec):
-    """A place data comes from: ``impl(config, base)``, with the folder that relative paths start from, is a :class:`~steelyard.protocols.Source`."""
+    """A place data comes from: ``impl(config, base)``, with the folder that relative paths start from, is a
+    :class:`~steelyard.protocols.Source`."""
 
 
 @dataclass(frozen=True, slots=True)

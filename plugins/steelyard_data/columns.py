@@ -47,8 +47,8 @@ def recognise(row: Mapping[str, Any], place: str = "") -> Layout:
     if "text" in row:
         return "text"
     raise DataError(
-        f"{place + ': ' if place else ''}columns {', '.join(sorted(row)) or '(none)'} are of no known layout; map them with `columns:`, e.g. "
-        "`columns: {prompt: question, completion: answer}`"
+        f"{place + ': ' if place else ''}columns {', '.join(sorted(row)) or '(none)'} are of no known layout; map them with `columns:`, "
+        "e.g. `columns: {prompt: question, completion: answer}`"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,8 +30,8 @@ from small_lab import (
 
 TRAINING = ("sft/sft", "dpo/dpo", "rlvr/grpo")
 SIGNALS = (
-    ("data/chats", signal.SIGTERM), ("eval/base/dev", signal.SIGINT), ("sft/sft", signal.SIGTERM), ("data/dpo/pairs", signal.SIGINT),
-    ("dpo/dpo", signal.SIGINT), ("rlvr/grpo", signal.SIGTERM), ("eval/rlvr/dev", signal.SIGTERM),
+    ("sft/sft", signal.SIGTERM), ("data/dpo/pairs", signal.SIGINT), ("dpo/dpo", signal.SIGINT), ("rlvr/grpo", signal.SIGTERM),
+    ("eval/rlvr/dev", signal.SIGINT),
 )  # fmt: skip
 
 
@@ -88,8 +89,6 @@ def test_stopped_in_every_long_step_it_exits_with_75_and_resumes_to_the_same_bit
 @pytest.fixture
 def in_grpo(finished_project: Path) -> Path:
     """A project whose run has all but its last round."""
-    import shutil
-
     for step in ("rlvr/grpo", "eval/rlvr/dev"):
         shutil.rmtree(finished_project / RUN / "artifacts" / key_of(finished_project / RUN, step))
     return finished_project

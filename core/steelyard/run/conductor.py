@@ -388,9 +388,11 @@ class Conductor:
         from steelyard.gate import GateFacts, dev_unseen_gap
 
         folders = [self._store.path(self._keys[step]) for step in wanted]
-        ranges = {task.name: task.score_range for suite in self._suites.values() for task in suite.tasks}
+        tasks = [task for suite in self._suites.values() for task in suite.tasks]
+        facts = GateFacts(score_ranges={task.name: task.score_range for task in tasks})
+        weights = {task.name: task.weight for task in tasks}
         try:
-            gap = dev_unseen_gap((folders[0], folders[1]), (folders[2], folders[3]), facts=GateFacts(score_ranges=ranges))
+            gap = dev_unseen_gap((folders[0], folders[1]), (folders[2], folders[3]), weights=weights, facts=facts)
         except GateRefusal as refusal:
             self.progress.log(f"dev and unseen cannot be compared: {refusal}")
             return
