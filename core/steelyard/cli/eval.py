@@ -111,12 +111,17 @@ def _evaluate(
 
 def _model_folder(ref: str, registry: Registry, scratch: Path) -> Path:
     """The folder of the model that ``ref`` names: a run's champion, a model folder as it stands, or what an import makes of the rest."""
+    from steelyard.run.artifacts import MANIFEST, verify_folder
+
     path = Path(ref).expanduser()
     if path.is_dir():
         champion = path / "champion"
         if (path / "ledger.db").is_file() and not champion.exists():
             raise UsageError(f"the run {ref!r} has no champion yet; `steelyard status {ref}` shows how far it is")
         folder = champion.resolve() if champion.is_dir() else path
+        if (folder / MANIFEST).is_file():
+            # A model of a run is held against its manifest here as well: a flipped bit must not become a score.
+            verify_folder(folder)
         if _is_ready(folder):
             return folder
         return _imported(str(folder.resolve()), registry, scratch / "model")
