@@ -75,6 +75,10 @@ def import_base(
         tokenizer = AutoTokenizer.from_pretrained(local, local_files_only=True, trust_remote_code=allowed)
         if not tokenizer.is_fast:
             raise ModelError(f"the tokenizer of {source!r} is not a fast one, and masks need character offsets; add a tokenizer.json")
+        if not allowed:
+            # The code that these point to stays behind.
+            vars(model.config).pop("auto_map", None)
+            tokenizer.init_kwargs.pop("auto_map", None)
     if chat_template is not None:
         tokenizer.chat_template = resolve_template(chat_template)
     choose_pad_token(tokenizer, where=f"base {source!r}", also_ends=_generation_ends(model))

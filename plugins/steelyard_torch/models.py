@@ -70,7 +70,7 @@ def check_model_folder(folder: str | Path, *, allow_remote_code: bool | Collecti
     if "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING and not remote_code_allowed(name, allow_remote_code):
         raise ModelError(
             f"model {name!r} (model_type {config.get('model_type')!r}) brings its own Python code, which is off by default; read it, "
-            f"then allow it by name: allow_remote_code: [{name!r}]"
+            "then allow it by name: in a recipe, write what `base.model` says once more as `base.trust_remote_code`"
         )
 
 

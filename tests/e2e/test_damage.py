@@ -20,9 +20,9 @@ from small_lab import (
     forget,
     key_of,
     last_rows,
+    ledger_rows,
     leftovers,
     said,
-    sha256,
     start_steelyard,
     steelyard,
     wait_for,
@@ -127,28 +127,22 @@ def test_a_full_disk_is_named_keeps_what_was_done_and_after_making_room_the_run_
     small_project: Path, mounted: Path, reference: Reference
 ) -> None:
     run_dir, ballast = mounted / "run", mounted / "ballast"
-    # Room for the base and the data; then for the first stage's checkpoints but not its end; then for less than one checkpoint.
-    room = (2_500_000, 6_000_000, 1_000_000)
-    for number, left in enumerate(room):
+    failed = set()
+    for number, left in enumerate((1_000_000, 6_000_000, 2_500_000)):
         ballast.unlink(missing_ok=True)
         ballast.write_bytes(bytes(shutil.disk_usage(mounted).free - left))
         tried = steelyard(*(("resume", run_dir) if number else ("run", "recipe.yaml", "--run-dir", run_dir)), cwd=small_project)
         assert tried.returncode == 5, tried.stderr
+        failed.add(ledger_rows(run_dir)[-1].step)
         last = tried.stderr.strip().splitlines()[-1]
         assert last.startswith("error: ") and "the disk is full (" in last and "make room and resume the run" in last
         assert "Traceback" not in tried.stderr
         made = digests_of(run_dir)
         assert made == {step: reference.digests[step] for step in made}
         assert not leftovers(run_dir / "artifacts"), "what could not be finished gives its room back"
-    assert last_rows(run_dir)["base"].status == "done"
+    assert len(failed) >= 2 and last_rows(run_dir)["base"].status == "done", failed
     ballast.unlink()
     resumed = steelyard("resume", run_dir, cwd=small_project)
     assert resumed.returncode == reference.done.returncode, resumed.stderr
     assert digests_of(run_dir) == reference.digests
     assert list(last_rows(run_dir)) == list(PLAN)
-
-
-def test_the_weights_that_the_report_names_are_those_in_the_folder(reference: Reference) -> None:
-    weights = sha256(reference.run_dir / "champion" / "model.safetensors")
-    status = steelyard("lineage", RUN, cwd=reference.project)
-    assert f"weights sha256 {weights[:12]}" in status.stdout

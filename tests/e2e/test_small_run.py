@@ -86,6 +86,9 @@ def test_the_champion_brings_its_card_and_its_descent_with_clean_data(reference:
     card = (reference.run_dir / "champion" / "README.md").read_text()
     assert card.startswith("---\n") and "small" in card and "dpo" in card
     lineage = json.loads((reference.run_dir / "champion" / "lineage.json").read_text())
+    last = lineage["step"].partition("/")[0]
+    header = json.loads((artifact(reference.run_dir, f"eval/{last}/dev") / "eval.json").read_text())
+    assert (header["weights_sha256"], header["template_hash"]) == (lineage["weights_sha256"], lineage["template_hash"])
     kinds = []
     while True:
         kinds.append(lineage["kind"])

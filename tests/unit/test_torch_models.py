@@ -123,7 +123,7 @@ def test_a_folder_that_brings_code_is_refused_unless_allowed_by_name(folder: Pat
     config |= {"model_type": "their_own", "auto_map": {"AutoConfig": "theirs.C", "AutoModelForCausalLM": "theirs.M"}}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "theirs.py").write_text(f"from pathlib import Path\nPath({str(witness)!r}).touch()\n")
-    with pytest.raises(ModelError, match=r"brings its own Python code, which is off by default.*allow_remote_code"):
+    with pytest.raises(ModelError, match=r"brings its own Python code, which is off by default.*trust_remote_code"):
         load_model(folder)
     with pytest.raises(ModelError, match="brings its own Python code"):
         load_model(folder, allow_remote_code=["another/model"])
