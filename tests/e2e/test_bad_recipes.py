@@ -29,7 +29,7 @@ MISTAKES = {
         "    verifier: concise\n    prompts: pairs\n",
         "data entries go round in a circle: pairs → ",
     ),
-    "broken YAML": ("name: small\nseed: 3\n", "name: small\nseed: 3: 4\n", "not YAML: mapping values are not allowed"),
+    "broken YAML": ("name: small\nseed: 3\n", "name: small\nseed: 3: 4\n", "not YAML: a ':' where none can stand"),
 }
 
 

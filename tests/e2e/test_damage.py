@@ -82,8 +82,7 @@ def test_a_gate_by_hand_does_not_weigh_a_torn_evaluation(finished_project: Path)
     assert done.returncode == 5 and "items.jsonl" in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("damage", [flip_a_bit, cut_short])
-@pytest.mark.parametrize("which", ["the newest", "all"])
+@pytest.mark.parametrize(("which", "damage"), [("the newest", flip_a_bit), ("all", cut_short)])
 def test_a_damaged_checkpoint_is_passed_over_and_the_end_is_the_same(
     which: str, damage: Damage, finished_project: Path, reference: Reference
 ) -> None:
