@@ -7,26 +7,22 @@ Loss of a token: ``divergence_coefficient · D(teacher, student) + ce_coefficien
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
-from steelyard.errors import DataError, ModelError
+from steelyard.errors import ModelError
 from steelyard.protocols import StageContext
 from steelyard.records import StageResult
-from steelyard.rows import read_rows
 from steelyard_distill.config import DistillConfig
 from steelyard_distill.divergences import token_divergences
 from steelyard_distill.target_logits import target_logits
 from steelyard_torch.batching import MicroBatch, StepSampler, StepTotals, count_targets, micro_batches
-from steelyard_torch.encoding import EncodedChats, encode_chats
 from steelyard_torch.losses import sft_loss
 from steelyard_torch.models import check_vocabulary, load_model, load_tokenizer, weights_sha256
 from steelyard_torch.templates import check_template, template_hash
-from steelyard_torch.token_cache import cached_rows
-from steelyard_torch.trainee import Trainee, out_of_memory
+from steelyard_torch.trainee import Trainee, memory_errors
 
 __all__ = ["Distill"]
 
@@ -39,9 +35,9 @@ class Distill:
 
     def run(self, context: StageContext) -> StageResult:
         config = self._config
-        trainee = Trainee(context, config)
+        trainee = Trainee(context, config, dropout=False)
         teacher = _teacher(trainee, config)
-        encoded = _encode(trainee, config)
+        encoded = trainee.conversations(max_length=config.max_length, on_too_long=config.on_too_long, trained_turns=config.trained_turns)
         data = encoded.rows
         context.io.log(encoded.stats.describe())
         sampler = StepSampler(
@@ -58,16 +54,14 @@ class Distill:
             for batch in micro_batches(
                 rows, token_budget=config.micro_batch_tokens, pad_id=trainee.tokenizer.pad_token_id, device=trainee.runtime.device
             ):
-                try:
+                with memory_errors(padded_tokens=batch.padded_tokens, options=config):
                     loss_value += _backward(trainee, teacher, config, batch, totals, metrics)
-                except (RuntimeError, MemoryError) as error:
-                    raise out_of_memory(error, padded_tokens=batch.padded_tokens, options=config) or error from error
             trainee.update(
                 loss_value,
                 tokens=sum(len(row) for row in rows),
                 trained_tokens=totals.tokens,
                 sequences=len(rows),
-                metrics={**{f"distill/{name}": value for name, value in metrics.items()}, "train/epoch": sampler.epoch(trainee.step)},
+                metrics={**{f"distill/{name}": value for name, value in metrics.items()}, "train/epoch": sampler.epoch(trainee.step + 1)},
             )
             trainee.rest(sampler.state(trainee.step))
         return trainee.finish({"data": encoded.stats.to_json(), "divergence": config.divergence})
@@ -122,27 +116,3 @@ def _teacher(trainee: Trainee, config: DistillConfig) -> PreTrainedModel:
     teacher = load_model(context.reference, device=str(trainee.runtime.device), allow_remote_code=remote)
     check_vocabulary(teacher, tokenizer)
     return teacher.requires_grad_(False)
-
-
-def _encode(trainee: Trainee, config: DistillConfig) -> EncodedChats:
-    context = trainee.context
-    folder = context.data
-    if folder is None:
-        raise DataError("the stage has no dataset; name one under `data:`")
-
-    def messages(row: dict[str, Any]) -> Any:
-        if "messages" not in row:
-            raise DataError(f"row {row.get('id', '?')!r} has no 'messages'; it has {', '.join(sorted(row))}")
-        return row["messages"]
-
-    def encode() -> EncodedChats:
-        return encode_chats(
-            trainee.tokenizer,
-            (messages(row) for row in read_rows(folder)),
-            max_length=config.max_length,
-            on_too_long=config.on_too_long,
-            trained_turns=config.trained_turns,
-        )
-
-    options = {"max_length": config.max_length, "on_too_long": config.on_too_long, "trained_turns": config.trained_turns}
-    return cached_rows(context.cache, folder, trainee.tokenizer, options, encode)

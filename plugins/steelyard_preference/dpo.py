@@ -144,9 +144,7 @@ def _collate(pairs: Sequence[EncodedPair], trainee: Trainee) -> MicroBatch:
 
 
 def _encode(trainee: Trainee, config: DpoConfig) -> EncodedPairs:
-    folder = trainee.context.data
-    if folder is None:
-        raise DataError("the stage has no dataset; name one under `data:`")
+    folder = trainee.dataset()
 
     def rows() -> Iterator[tuple[Any, Any, Any]]:
         for row in read_rows(folder):
@@ -172,7 +170,6 @@ def _reference_logprobs(trainee: Trainee, config: DpoConfig, pairs: Sequence[Enc
     what the stage's record says of them."""
     context = trainee.context
     folder = trainee.reference_folder()
-    assert context.data is not None
     facts = {
         "weights_sha256": weights_sha256(folder),
         "config_sha256": file_sha256(folder / "config.json"),
@@ -181,7 +178,7 @@ def _reference_logprobs(trainee: Trainee, config: DpoConfig, pairs: Sequence[Enc
         "trained_turns": config.trained_turns,
         "precision": config.precision,
     }
-    path = context.cache / "reference-logprobs" / f"{cache_key(context.data, trainee.tokenizer, facts)}.safetensors"
+    path = context.cache / "reference-logprobs" / f"{cache_key(trainee.dataset(), trainee.tokenizer, facts)}.safetensors"
     found = read_tensors(path)
     if found is not None and found[0]["logprobs"].shape == (len(pairs), 2):
         context.io.log("reference log-probabilities: kept from before")

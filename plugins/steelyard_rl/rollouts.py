@@ -68,14 +68,12 @@ class PromptPool:
 
     def __init__(self, trainee: Trainee, config: GrpoConfig):
         context = trainee.context
-        if context.data is None:
-            raise DataError("the stage has no dataset; name one under `data:`")
         names = tuple(context.verifiers.names())
         if not names:
             raise VerifierError("the stage has no verifier; name one under `verifiers:`")
         self.too_long = 0
         self._rows: list[tuple[Row, tuple[int, ...]]] = []
-        for row in read_rows(context.data):
+        for row in read_rows(trainee.dataset()):
             _check(row, names)
             tokens = tuple(encode_prompt(trainee.tokenizer, row["messages"]))
             if len(tokens) > config.max_prompt_length:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 from steelyard.errors import DataError
 from steelyard.protocols import StageContext
 from steelyard.records import Row, StageResult
 from steelyard.rows import read_rows
 from steelyard_sft.config import PretrainConfig, SftConfig, SupervisedOptions
 from steelyard_torch.batching import StepSampler, count_targets, micro_batches
-from steelyard_torch.encoding import EncodedChats, encode_chats, encode_texts
+from steelyard_torch.encoding import EncodedChats, encode_texts
 from steelyard_torch.head import token_logprobs
 from steelyard_torch.losses import sft_loss
 from steelyard_torch.token_cache import cached_rows
@@ -29,20 +26,7 @@ class Sft:
     def run(self, context: StageContext) -> StageResult:
         config = self._config
         trainee = Trainee(context, config)
-        folder = _dataset(context)
-
-        def encode() -> EncodedChats:
-            conversations = (_messages(row) for row in read_rows(folder))
-            return encode_chats(
-                trainee.tokenizer,
-                conversations,
-                max_length=config.max_length,
-                on_too_long=config.on_too_long,
-                trained_turns=config.trained_turns,
-            )
-
-        options = {"max_length": config.max_length, "on_too_long": config.on_too_long, "trained_turns": config.trained_turns}
-        encoded = cached_rows(context.cache, folder, trainee.tokenizer, options, encode)
+        encoded = trainee.conversations(max_length=config.max_length, on_too_long=config.on_too_long, trained_turns=config.trained_turns)
         return _train(trainee, config, encoded)
 
 
@@ -55,7 +39,7 @@ class Pretrain:
     def run(self, context: StageContext) -> StageResult:
         config = self._config
         trainee = Trainee(context, config)
-        folder = _dataset(context)
+        folder = trainee.dataset()
 
         def encode() -> EncodedChats:
             return encode_texts(
@@ -109,18 +93,6 @@ def _train(trainee: Trainee, config: SupervisedOptions, encoded: EncodedChats) -
         )
         trainee.rest(sampler.state(trainee.step))
     return trainee.finish({"data": encoded.stats.to_json()})
-
-
-def _dataset(context: StageContext) -> Path:
-    if context.data is None:
-        raise DataError("the stage has no dataset; name one under `data:`")
-    return context.data
-
-
-def _messages(row: Row) -> Any:
-    if "messages" not in row:
-        raise DataError(f"row {row.get('id', '?')!r} has no 'messages'; it has {', '.join(sorted(row))}")
-    return row["messages"]
 
 
 def _text(row: Row) -> tuple[str, str]:

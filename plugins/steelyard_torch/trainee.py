@@ -16,16 +16,19 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from steelyard.errors import Interrupted, ModelError, TrainingError
+from steelyard.errors import DataError, Interrupted, ModelError, TrainingError
 from steelyard.protocols import StageContext
-from steelyard.records import StageResult
+from steelyard.records import Row, StageResult
+from steelyard.rows import read_rows
 from steelyard_torch.checkpoint import load_checkpoint, save_checkpoint
 from steelyard_torch.config import OptimiserOptions
 from steelyard_torch.device import seed_everything, set_gradient_checkpointing, setup_runtime
+from steelyard_torch.encoding import EncodedChats, OnTooLong, TrainedTurns, encode_chats
 from steelyard_torch.flops import mfu, training_flops
 from steelyard_torch.models import load_model, load_tokenizer, save_model
 from steelyard_torch.optim import NonFiniteGuard, StepOutcome, adamw, learning_rate, optimiser_step, warmup_steps
 from steelyard_torch.templates import check_template, template_hash
+from steelyard_torch.token_cache import cached_rows
 
 __all__ = ["Trainee", "memory_errors", "out_of_memory"]
 
@@ -59,6 +62,23 @@ class Trainee:
         self._passed_over = 0
         self._step_started = self._checkpointed = time.monotonic()
         self._saved_position: Any = None
+
+    def dataset(self) -> Path:
+        """Folder of the training dataset. Raises DataError when the stage was given none."""
+        if self.context.data is None:
+            raise DataError("the stage has no dataset; name one under `data:`")
+        return self.context.data
+
+    def conversations(self, *, max_length: int, on_too_long: OnTooLong, trained_turns: TrainedTurns) -> EncodedChats:
+        """The dataset's ``messages``, encoded; from the cache when they were encoded this way before."""
+        folder = self.dataset()
+
+        def encode() -> EncodedChats:
+            rows = (_messages(row) for row in read_rows(folder))
+            return encode_chats(self.tokenizer, rows, max_length=max_length, on_too_long=on_too_long, trained_turns=trained_turns)
+
+        options = {"max_length": max_length, "on_too_long": on_too_long, "trained_turns": trained_turns}
+        return cached_rows(self.context.cache, folder, self.tokenizer, options, encode)
 
     def reference_folder(self) -> Path:
         """Folder of the reference model, whose tokenizer and template are the trainee's.
@@ -189,6 +209,12 @@ class Trainee:
             "template_hash": template_hash(self.tokenizer),
         }
         return StageResult(self.context.output, self._last, {**own, **facts})
+
+
+def _messages(row: Row) -> Any:
+    if "messages" not in row:
+        raise DataError(f"row {row.get('id', '?')!r} has no 'messages'; it has {', '.join(sorted(row))}")
+    return row["messages"]
 
 
 @contextmanager

@@ -288,7 +288,7 @@ def test_encoded_rows_are_kept_for_the_next_step(bench: Any, monkeypatch: pytest
     def fail(*args: Any, **keys: Any) -> None:
         raise AssertionError("encoded again")
 
-    monkeypatch.setattr("steelyard_sft.supervised.encode_chats", fail)
+    monkeypatch.setattr("steelyard_torch.trainee.encode_chats", fail)
     second, _ = train(bench, config(max_steps=2), name="second")
     assert equal(bench.weights(first.model), bench.weights(second.model))
     assert first.facts == second.facts
