@@ -97,6 +97,30 @@ def test_a_worker_dies_with_its_conductor(tmp_path: Path) -> None:
         time.sleep(0.02)
 
 
+def test_a_worker_that_died_between_steps_costs_none(tmp_path: Path) -> None:
+    from steelyard.plugins import load_registry
+    from steelyard.recipe import load_suite
+    from steelyard.run.warm_worker import WarmWorker
+
+    suite = load_suite("tiny-base-dev", load_registry())
+    config = {"suite": {name: value for name, value in suite.to_json().items() if name != "path"}}
+    (tmp_path / "artifacts").mkdir()
+    (tmp_path / "logs").mkdir()
+    worker = WarmWorker(LocalLauncher(), tmp_path / "worker.log")
+    try:
+        for key in ("first", "second"):
+            task = Task("items/dev", "items", key, config, {}, tmp_path, tmp_path, 0, 0, {"suite": str(suite.path)}, {"disabled": []})
+            with StopRequest() as stop:
+                assert worker.run(task, lambda message: None, stop)["type"] == "done"
+            assert (tmp_path / "artifacts" / key / "items.jsonl").is_file()
+            assert worker._worker is not None
+            os.kill(worker._worker.pid, signal.SIGKILL)
+            while worker._worker.poll() is None:
+                time.sleep(0.01)
+    finally:
+        worker.close()
+
+
 def test_stray_text_on_the_channel_is_no_message(tmp_path: Path) -> None:
     worker = LocalLauncher().start(worker_environment(os.environ), tmp_path / "log")
     worker._buffer = b'stray\n{"no": "type"}\n{"type": "log", "message": "m"}\n'

@@ -36,7 +36,8 @@ class FolderCheckpoints:
         self._root, self._step, self._key, self._carried = root, step, key, carried
 
     def latest(self) -> Path | None:
-        """The newest checkpoint that is whole; torn ones are passed over."""
+        """The newest checkpoint that is whole; torn ones are passed over, and what killed writes left half-made is removed."""
+        self._sweep()
         for folder in reversed(self._folders()):
             try:
                 manifest = verify_folder(folder)
@@ -76,8 +77,7 @@ class FolderCheckpoints:
         """Removes all checkpoints, once the step's artifact is committed."""
         remove_tree(self._root)
 
-    def sweep(self) -> None:
-        """Removes what killed writes left half-made."""
+    def _sweep(self) -> None:
         for folder in self._root.glob(".tmp-*"):
             remove_tree(folder)
 

@@ -34,6 +34,9 @@ class WarmWorker:
         """The worker's answer: ``done``, ``failed`` or ``interrupted``; what it says before goes to ``hear``.
 
         Errors: :class:`StepFailedError` when the worker dies, :class:`Interrupted` when a second signal orders the stop."""
+        if self._worker is not None and self._worker.poll() is not None:
+            # It died with nothing to do, which costs no step anything.
+            self.kill()
         worker = self._worker = self._worker or self._launcher.start(worker_environment(os.environ), self._log)
         try:
             worker.send({"type": "run", "task": task.to_json()})
