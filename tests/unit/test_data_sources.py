@@ -176,7 +176,8 @@ def test_the_hub_source_loads_a_folder_saved_to_disk(tmp_path: Path) -> None:
 
 
 def test_a_hub_dataset_that_cannot_be_had_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     with pytest.raises(DataError, match=r"cannot load dataset 'nobody/nothing', split 'train'.*local folder"):
         list(HubSource(HubConfig(dataset="nobody/nothing"), tmp_path).rows())
 
