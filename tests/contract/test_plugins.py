@@ -162,9 +162,9 @@ def test_what_needs_a_plugin_that_is_not_active_is_told_which_and_why_with_exit_
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("verifiers.answer.kind=coin", CLASH),
+        ("verifiers.bare.kind=coin", CLASH),
         ("stages.sft.kind=from_broken", "plugin 'import_error' (steelyard-import-error 0.3.0) mentions it, but is broken"),
-        ("verifiers.answer.kind=from_the_future", "mentions it, but is incompatible: needs hook API 99"),
+        ("verifiers.bare.kind=from_the_future", "mentions it, but is incompatible: needs hook API 99"),
     ],
 )
 def test_a_run_that_needs_a_plugin_that_is_down_is_refused_before_it_begins(
