@@ -93,7 +93,7 @@ class HubSource:
                 return _split(saved, config.split, config.dataset)
             if folder.is_dir():
                 _refuse_pickles(folder)
-            name = str(folder) if folder.is_dir() else config.dataset
+            name = str(folder) if folder.is_dir() else _hub_id(config.dataset, folder)
             return datasets.load_dataset(name, config.subset, split=config.split, revision=config.revision)
         except DataError:
             raise
@@ -174,6 +174,14 @@ def _split(saved: Any, split: str, name: str) -> Any:
     if split not in saved:
         raise DataError(f"dataset {name!r} has no split {split!r}; it has {', '.join(saved.keys())}")
     return saved[split]
+
+
+def _hub_id(name: str, folder: Path) -> str:
+    """``name`` as a hub id. The library would rather take a folder of that name from the current directory, which is not what the recipe
+    means and what no key knows of."""
+    if Path(name).exists():
+        raise DataError(f"dataset {name!r} is in the current folder and not beside the recipe ({str(folder)!r}); give its path")
+    return name
 
 
 def _refuse_pickles(folder: Path) -> None:

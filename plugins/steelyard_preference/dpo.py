@@ -7,8 +7,10 @@ and kept.
 
 from __future__ import annotations
 
+import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,7 +48,7 @@ class Dpo:
             context.io.log(f"{same:,} pairs left out: chosen and rejected are the same")
         if not pairs:
             raise DataError(f"chosen and rejected are the same in all {same:,} pairs; there is nothing to prefer")
-        reference, reference_facts = _reference_logprobs(trainee, config, pairs)
+        reference, reference_file, reference_facts = _reference_logprobs(trainee, config, pairs)
         sampler = StepSampler(
             [len(pair) for pair in pairs],
             batch_size=config.batch_size,
@@ -78,7 +80,12 @@ class Dpo:
                 metrics={**{f"dpo/{name}": value for name, value in metrics.items()}, "train/epoch": sampler.epoch(trainee.step + 1)},
             )
             trainee.rest(sampler.state(trainee.step))
-        return trainee.finish({"data": encoded.stats.to_json(), "identical_pairs": same, "reference": reference_facts})
+        result = trainee.finish({"data": encoded.stats.to_json(), "identical_pairs": same, "reference": reference_facts})
+        # Into the artifact as well: the cache may be emptied, and what the pairs were held against belongs to the record.
+        kept = context.output / "reference"
+        kept.mkdir()
+        shutil.copyfile(reference_file, kept / "logprobs.safetensors")
+        return result
 
 
 def _backward(
@@ -165,9 +172,11 @@ def _encode(trainee: Trainee, config: DpoConfig) -> EncodedPairs:
     return cached_pairs(trainee.context.cache, folder, trainee.tokenizer, options, encode)
 
 
-def _reference_logprobs(trainee: Trainee, config: DpoConfig, pairs: Sequence[EncodedPair]) -> tuple[np.ndarray[Any, Any], dict[str, Any]]:
-    """(pairs, 2) float32: summed log-probabilities of chosen and rejected under the reference, from their file when it is there; and
-    what the stage's record says of them."""
+def _reference_logprobs(
+    trainee: Trainee, config: DpoConfig, pairs: Sequence[EncodedPair]
+) -> tuple[np.ndarray[Any, Any], Path, dict[str, Any]]:
+    """(pairs, 2) float32: summed log-probabilities of chosen and rejected under the reference, from their file when it is there; that
+    file; and what the stage's record says of them."""
     context = trainee.context
     folder = trainee.reference_folder()
     facts = {
@@ -186,7 +195,7 @@ def _reference_logprobs(trainee: Trainee, config: DpoConfig, pairs: Sequence[Enc
     else:
         logprobs = _score_reference(trainee, config, pairs)
         write_tensors(path, {"logprobs": logprobs}, facts)
-    return logprobs, {"weights_sha256": facts["weights_sha256"], "logprobs": path.stem}
+    return logprobs, path, {"weights_sha256": facts["weights_sha256"], "logprobs": path.stem}
 
 
 def _score_reference(trainee: Trainee, config: DpoConfig, pairs: Sequence[EncodedPair]) -> np.ndarray[Any, Any]:

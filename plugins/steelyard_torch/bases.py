@@ -18,7 +18,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufCo
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from steelyard.errors import ModelError, nearest
-from steelyard_torch.models import PICKLE_SUFFIXES, check_finite, check_model_folder, load_model, remote_code_allowed, save_model
+from steelyard_torch.models import (
+    PICKLE_SUFFIXES,
+    check_finite,
+    check_model_folder,
+    load_model,
+    refuse_remote_code,
+    remote_code_allowed,
+    save_model,
+)
 from steelyard_torch.templates import resolve_template
 
 __all__ = ["character_tokenizer", "choose_pad_token", "import_base", "new_model"]
@@ -50,8 +58,8 @@ def import_base(
     """Write the model ``source`` as a plain folder that stages and engines can use.
 
     Args:
-        source: a local Hugging Face folder, a ``.gguf`` file, or a hub id. A GGUF model is dequantised once; of a hub model no pickle
-            file is ever fetched.
+        source: the absolute path of a Hugging Face folder, a ``.gguf`` file, or a hub id (any relative name is one). A GGUF model is
+            dequantised once; of a hub model no pickle file is ever fetched.
         folder: absent or empty.
         chat_template: the name of a built-in template or Jinja source; ``None`` keeps the model's own (it may have none).
         revision: of a hub model.
@@ -68,11 +76,16 @@ def import_base(
     elif place.suffix in PICKLE_SUFFIXES and place.is_file():
         raise ModelError(f"{source!r} is a pickle file, and unpickling runs code from it; give a folder with safetensors or a .gguf file")
     else:
-        local = place if place.is_dir() else _download(source, revision)
+        # A relative name is a hub id: whatever happens to have that name in the current folder is not what the recipe means.
+        local = place if place.is_absolute() and place.is_dir() else _download(source, revision)
         check_model_folder(local, allow_remote_code=allow_remote_code, name=source)
         allowed = remote_code_allowed(source, allow_remote_code)
         model = load_model(local, dtype=_stored_dtype(local, allowed), allow_remote_code=allowed)
-        tokenizer = AutoTokenizer.from_pretrained(local, local_files_only=True, trust_remote_code=allowed)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(local, local_files_only=True, trust_remote_code=allowed)
+        except (ValueError, OSError, ImportError, KeyError) as error:
+            refuse_remote_code(error, source)
+            raise ModelError(f"base model {source!r} has no tokenizer that can be loaded: {error}") from error
         if not tokenizer.is_fast:
             raise ModelError(f"the tokenizer of {source!r} is not a fast one, and masks need character offsets; add a tokenizer.json")
         if not allowed:

@@ -41,7 +41,7 @@ class Import:
                 seed=context.seed,
             )
         elif config.model is not None:
-            local = home / Path(config.model).expanduser()
+            local = (home / Path(config.model).expanduser()).absolute()
             import_base(
                 str(local) if local.exists() or local.suffix == ".gguf" else config.model,
                 context.output,

@@ -24,6 +24,7 @@ __all__ = [
     "check_pad_token",
     "load_model",
     "load_tokenizer",
+    "refuse_remote_code",
     "remote_code_allowed",
     "save_model",
     "weights_sha256",
@@ -68,10 +69,24 @@ def check_model_folder(folder: str | Path, *, allow_remote_code: bool | Collecti
             )
         raise ModelError(f"model folder {str(folder)!r} has no *.safetensors file")
     if "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING and not remote_code_allowed(name, allow_remote_code):
-        raise ModelError(
-            f"model {name!r} (model_type {config.get('model_type')!r}) brings its own Python code, which is off by default; read it, "
-            "then allow it by name: in a recipe, write what `base.model` says once more as `base.trust_remote_code`"
-        )
+        raise ModelError(_own_code(name, f"model_type {config.get('model_type')!r}"))
+
+
+def refuse_remote_code(error: Exception, name: str) -> None:
+    """Turn transformers' own refusal to run a folder's code into ours, which says what a recipe can do; other errors pass.
+
+    Raises:
+        ModelError: ``error`` is such a refusal.
+    """
+    if "trust_remote_code" in str(error):
+        raise ModelError(_own_code(name, "its configuration or tokenizer")) from error
+
+
+def _own_code(name: str, what: str) -> str:
+    return (
+        f"model {name!r} ({what}) brings its own Python code, which is off by default; read it, "
+        "then allow it by name: in a recipe, write what `base.model` says once more as `base.trust_remote_code`"
+    )
 
 
 def load_model(
@@ -137,6 +152,7 @@ def load_tokenizer(folder: str | Path, *, allow_remote_code: bool | Collection[s
             folder, local_files_only=True, trust_remote_code=remote_code_allowed(str(folder), allow_remote_code)
         )
     except (ValueError, OSError, ImportError, KeyError) as error:
+        refuse_remote_code(error, str(folder))
         raise ModelError(f"model folder {str(folder)!r} has no tokenizer that can be loaded: {error}") from error
     if not tokenizer.is_fast:
         raise ModelError(

@@ -139,3 +139,20 @@ def test_decontaminate_against_an_unknown_suite_names_the_nearest(tmp_path: Path
     done = steelyard("decontaminate", tmp_path / "data.jsonl", "--against", "quickstart-dve")
     assert done.returncode == 2
     assert "quickstart-dve" in done.stderr
+
+
+def test_gate_takes_weights_guards_and_margins_from_the_suite_where_the_policy_leaves_them_open(tmp_path: Path) -> None:
+    declared = {
+        "math": {"weight": 1.0, "guard": True, "margin": 0.05, "score_range": [0, 1]},
+        "code": {"weight": 0, "guard": False, "margin": None, "score_range": [0, 1]},
+    }
+    old = evaluation(tmp_path / "old", {"math": 500, "code": 400}, tasks=declared)
+    new = evaluation(tmp_path / "new", {"math": 560, "code": 100}, tasks=declared)
+    done = steelyard("gate", old, new, "--json")
+    verdict = json.loads(done.stdout)
+    assert (done.returncode, verdict["decision"]) == (0, "promote")
+    assert verdict["tasks"]["math"]["margin"] == 0.05
+    assert not verdict["tasks"]["code"]["guarded"]
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("guards: [code]\nmargins: {code: 0.1}\n")
+    assert json.loads(steelyard("gate", old, new, "--policy", policy, "--json").stdout)["decision"] == "reject"

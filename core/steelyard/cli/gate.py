@@ -25,17 +25,22 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 def command(ctx: click.Context, champion: Path, challenger: Path, policy_file: Path | None, as_json: bool) -> ExitCode:
     """Weigh CHALLENGER's evaluation folder against CHAMPION's; no model is needed.
 
+    What the policy leaves open, weights, guards and margins, is what the suite declared, as it stands in eval.json. A run keeps the policy
+    of each gate beside its verdict, as policy.json.
+
     Exit code 0 only for `promote`, 1 for `reject` and `inconclusive`, 5 where the two cannot be weighed.
     """
     from steelyard.events import GateEvent
-    from steelyard.gate import PolicyConfig, load_policy
+    from steelyard.gate import GateFacts, PolicyConfig, load_policy
     from steelyard.gate.refusals import refusal_to_json
 
-    policy = load_policy(policy_file) if policy_file else PolicyConfig()
+    declared = _declared(champion)
+    policy = (load_policy(policy_file) if policy_file else PolicyConfig()).with_declared(declared)
+    ranges = {name: tuple(task["score_range"]) for name, task in declared.items() if task.get("score_range")}
     registry = registry_from(ctx)
     weigh = registry.get("gate_policies", policy.policy).impl.load()
     try:
-        verdict: Verdict = weigh(champion, challenger, policy)
+        verdict: Verdict = weigh(champion, challenger, policy, facts=GateFacts(score_ranges=ranges))
     except GateRefusal as refusal:
         if as_json:
             emit_json(refusal_to_json(refusal))
@@ -48,6 +53,17 @@ def command(ctx: click.Context, champion: Path, challenger: Path, policy_file: P
     else:
         _show(verdict)
     return ExitCode.DONE if verdict.promoted else ExitCode.NOT_PROMOTED
+
+
+def _declared(folder: Path) -> dict[str, dict[str, Any]]:
+    """What the suite declared of its tasks, by the folder's own eval.json; nothing where it says nothing."""
+    import json
+
+    try:
+        tasks = json.loads((folder / "eval.json").read_text(encoding="utf-8")).get("tasks")
+    except (OSError, ValueError, AttributeError):
+        return {}  # The gate itself says what is wrong with the folder.
+    return {name: task for name, task in tasks.items() if isinstance(task, dict)} if isinstance(tasks, dict) else {}
 
 
 def _show(verdict: Verdict) -> None:

@@ -87,6 +87,19 @@ class PolicyConfig(BaseModel):
         """The declared margin of a task, or None."""
         return self.margins.get(task, self.margins.get("default"))
 
+    def with_declared(self, tasks: Mapping[str, Mapping[str, Any]]) -> Self:
+        """This policy with what a suite declares of its tasks (``weight``, ``guard``, ``margin``) where it leaves that open.
+
+        Its own margins and weights go before the suite's. ``guards: all`` means the tasks that the suite marks as guards, or every task
+        where it marks none."""
+        margins = {name: task["margin"] for name, task in tasks.items() if task.get("margin") is not None}
+        weights = {name: task["weight"] for name, task in tasks.items() if task.get("weight") is not None}
+        marked = sorted(name for name, task in tasks.items() if task.get("guard"))
+        changes: dict[str, Any] = {"margins": {**margins, **self.margins}, "weights": {**weights, **self.weights}}
+        if self.guards == "all" and marked:
+            changes["guards"] = marked
+        return self.model_copy(update=changes)
+
     def problems(self, tasks: Iterable[str], widths: Mapping[str, float] | None = None) -> list[str]:
         """Why the policy does not fit these tasks, each with what to do. ``widths`` are the widths of the score ranges
         (default 1)."""

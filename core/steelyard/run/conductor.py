@@ -338,6 +338,7 @@ class Conductor:
             raise
         temporary = self._store.temporary(key)
         write_json(temporary / "verdict.json", verdict)
+        write_json(temporary / "policy.json", policy.model_dump(mode="json"))
         self._store.commit(temporary, key, step=step.id, kind="gate", inputs=inputs, summary={"decision": verdict["decision"]}, seconds=0.0)
         return verdict
 

@@ -19,18 +19,9 @@ __all__ = ["gate_facts", "round_policy", "weigh_round"]
 
 
 def round_policy(recipe: Recipe, entry: Round, suite: Suite) -> PolicyConfig:
-    """The policy of a round, with what the suite declares and the recipe leaves open.
-
-    A margin or weight that the recipe gives a task goes before the suite's. ``guards: all`` means the tasks that the suite marks as
-    guards, or every task where it marks none."""
-    policy = recipe.policy_of(entry)
-    marked = sorted(task.name for task in suite.tasks if task.guard)
-    margins = {task.name: task.margin for task in suite.tasks if task.margin is not None}
-    weights = {task.name: task.weight for task in suite.tasks}
-    changes: dict[str, Any] = {"margins": {**margins, **policy.margins}, "weights": {**weights, **policy.weights}}
-    if policy.guards == "all" and marked:
-        changes["guards"] = marked
-    return policy.model_copy(update=changes)
+    """The policy of a round, with what the suite declares and the recipe leaves open."""
+    declared = {task.name: {"weight": task.weight, "guard": task.guard, "margin": task.margin} for task in suite.tasks}
+    return recipe.policy_of(entry).with_declared(declared)
 
 
 def gate_facts(challenger: Path, suites: Mapping[str, Suite]) -> GateFacts:
