@@ -80,6 +80,8 @@ class StageSpec(Spec):
     """The row format it trains on; None for a stage without data."""
     needs_reference: bool = False
     """Whether it reads a reference model (``reference:`` in the recipe, default: the model it starts from)."""
+    reference_must_differ: bool = False
+    """Whether a reference that is the model it starts from is a mistake: the recipe must then name another."""
     needs_verifiers: bool = False
     hidden: bool = False
     """Left out of lists: for stages that the conductor places itself."""

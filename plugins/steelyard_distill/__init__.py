@@ -14,5 +14,6 @@ def steelyard_stages() -> Iterator[StageSpec]:
         config=LazyRef("steelyard_distill.config:DistillConfig"),
         data="messages",
         needs_reference=True,
+        reference_must_differ=True,
         summary="distillation of the reference model's token distributions on given conversations",
     )

@@ -14,5 +14,6 @@ def steelyard_stages() -> Iterator[StageSpec]:
         config=LazyRef("steelyard_merge.config:MergeConfig"),
         data=None,
         needs_reference=True,
+        reference_must_differ=True,
         summary="the weighted average of the initial and the reference model's weights",
     )

@@ -78,7 +78,14 @@ class Trainee:
             return encode_chats(self.tokenizer, rows, max_length=max_length, on_too_long=on_too_long, trained_turns=trained_turns)
 
         options = {"max_length": max_length, "on_too_long": on_too_long, "trained_turns": trained_turns}
-        return cached_rows(self.context.cache, folder, self.tokenizer, options, encode)
+        encoded = cached_rows(self.context.cache, folder, self.tokenizer, options, encode)
+        end = self.tokenizer.eos_token_id
+        if not any((row.input_ids[row.trained] == end).any() for row in encoded.rows):
+            self.context.io.log(
+                f"warning: no trained turn holds the end token {self.tokenizer.eos_token!r}, so the model does not learn to stop by it; "
+                "see that the chat template's generation span ends behind the end token"
+            )
+        return encoded
 
     def reference_folder(self) -> Path:
         """Folder of the reference model, whose tokenizer and template are the trainee's.

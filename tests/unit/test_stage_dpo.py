@@ -150,6 +150,8 @@ def test_the_reference_is_scored_once(bench: Any, monkeypatch: pytest.MonkeyPatc
     kept = list((bench.root / "cache/reference-logprobs").glob("*.safetensors"))
     assert [path.stem for path in kept] == [first.facts["reference"]["logprobs"]]
     assert not any("kept from before" in line for line in context.io.lines)
+    # And they stay with the model, whatever becomes of the cache.
+    assert (first.model / "reference" / "logprobs.safetensors").read_bytes() == kept[0].read_bytes()
 
     def fail(*args: Any, **keys: Any) -> None:
         raise AssertionError("the reference was loaded again")

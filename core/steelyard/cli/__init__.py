@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -122,6 +123,10 @@ def group(ctx: click.Context, no_plugin: tuple[str, ...], debug: bool) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; what the ``steelyard`` script calls."""
     session = Session(debug=bool(os.environ.get("STEELYARD_DEBUG")))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A locale without the characters of a name or a dash must not turn an answer into an error.
+            stream.reconfigure(errors="replace")
     try:
         result = group.main(
             args=None if arguments is None else list(arguments),

@@ -64,7 +64,7 @@ def _repeat(document: Document, complaints: Complaints) -> None:
 
 def _turn(round_: Any, turn: int, times: int, number: int, *, alone: bool) -> Any:
     if not isinstance(round_, dict):
-        return round
+        return round_
     name = round_.get("name", "round" if alone else f"round-{number}")
     if any(_variables(name, ())):
         name = _filled(name, {"round": number, "round_name": turn})

@@ -100,16 +100,16 @@ class Decontaminate(Section):
     """Roles of the suites; default: all of them."""
     ngram: int = Field(default=8, ge=2)
     """Length of the n-grams, in words."""
-    coverage: float = Field(default=0.5, gt=0, le=1)
-    """A row overlaps with an item when at least this share of the item's words lies in n-grams of the row."""
-    max_overlap: float = Field(default=0.02, ge=0, le=1)
-    """The largest share of a suite's items that a dataset may overlap with before it is not used at all."""
+    coverage: float = Field(default=0.5, ge=0, lt=1)
+    """A row overlaps with an item when more than this share of the item's words lies in n-grams of the row."""
+    max_overlap: float = Field(default=0.02, ge=0, lt=1)
+    """Under `action: refuse`, the largest share of a task's items that a dataset may overlap with; it decides nothing else."""
     min_words: int = Field(default=3, ge=1)
-    """Items of fewer words match a row's whole text only."""
+    """Items of fewer words match a row's whole text only; at most `ngram` counts."""
     action: Literal["remove", "refuse"] = "remove"
-    """What becomes of rows that overlap: they are taken out, or the run stops."""
+    """Rows that overlap are taken out (`remove`); under `refuse` too, unless the overlap is above `max_overlap`: then the run stops."""
     waive: str | None = Field(default=None, min_length=1)
-    """A reason to check nothing; it stands in the certificate."""
+    """A reason to keep every row, whatever `action` says; the data is scanned all the same, and the reason stands in the certificate."""
 
 
 class GateEntry(PolicyConfig):

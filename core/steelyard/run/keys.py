@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -65,8 +66,8 @@ def step_key(
 def fingerprint_path(path: Path) -> str:
     """A hash that changes when the file or folder at ``path`` does.
 
-    Files up to 64 MiB go in by content, larger ones (weights) by size and time of change, so that planning stays quick. Hidden files and
-    ``__pycache__`` are left out. Errors: ``FileNotFoundError``.
+    Files up to 64 MiB go in by content, larger ones (weights) by size and time of change, so that planning stays quick. Hidden files,
+    ``__pycache__`` and run folders below ``path`` are left out. Errors: ``FileNotFoundError``.
     """
     digest = hashlib.sha256()
     for name, file in _files(path):
@@ -83,6 +84,14 @@ def _files(path: Path) -> Iterable[tuple[str, Path]]:
     if not path.is_dir():
         path.stat()
         return [("", path)]
-    found = (p for p in path.rglob("*") if p.is_file())
-    kept = [(p.relative_to(path), p) for p in found]
-    return sorted((str(r), p) for r, p in kept if not any(part.startswith(".") or part == "__pycache__" for part in r.parts))
+    found = []
+    for folder, folders, names in os.walk(path):
+        here = Path(folder)
+        folders[:] = [name for name in folders if not _passed_over(here / name)]
+        found += [here / name for name in names if not name.startswith(".") and (here / name).is_file()]
+    return sorted((str(p.relative_to(path)), p) for p in found)
+
+
+def _passed_over(folder: Path) -> bool:
+    """A run changes while it is at work; what it made is no part of what it is made from."""
+    return folder.name.startswith(".") or folder.name == "__pycache__" or (folder / "ledger.db").exists()

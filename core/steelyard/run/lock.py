@@ -12,6 +12,7 @@ import os
 import shlex
 import socket
 import sys
+import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +25,8 @@ from steelyard.run.durable import storage_errors
 __all__ = ["Holder", "RunLock", "read_holder"]
 
 LOCK_NAME = "run.lock"
+
+_LONGEST_LOOK_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -55,16 +58,14 @@ class RunLock:
     def __enter__(self) -> RunLock:
         with storage_errors(self._path):
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _acquire(descriptor):
             os.close(descriptor)
             holder = _parse(self._path)
             who = str(holder) if holder else "another process"
             run_dir = self._path.parent
             raise RunLockedError(
                 f"run {str(run_dir)!r} is held by {who}: wait for it, stop it, or look on with `steelyard status {run_dir}`"
-            ) from None
+            )
         self.previous = _parse(self._path)
         self._descriptor = descriptor
         self._say(json.dumps(asdict(Holder.of_this_process())) + "\n")
@@ -85,8 +86,21 @@ class RunLock:
             pass  # A full disk spoils the message, not the lock.
 
 
+def _acquire(descriptor: int) -> bool:
+    """Takes the lock, unless somebody holds it for longer than a look (:func:`read_holder`) takes."""
+    deadline = time.monotonic() + _LONGEST_LOOK_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+
+
 def read_holder(run_dir: Path) -> Holder | None:
-    """Who holds the run now, or None when nobody does. Takes nothing."""
+    """Who holds the run now, or None when nobody does. Looking takes a shared lock for a moment, which :class:`RunLock` waits for."""
     path = run_dir / LOCK_NAME
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

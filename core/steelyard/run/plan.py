@@ -131,9 +131,10 @@ def make_plan(recipe: Recipe, registry: Registry, recipe_dir: Path) -> Plan:
     from steelyard.run.step_configs import StepConfigs
 
     if "dev" in recipe.suites and "dev" not in recipe.decontaminate.against:
+        waiver = "with decontaminate.waive" if recipe.decontaminate.waive else "with a reason under decontaminate.waive"
         raise UsageError(
             "decontaminate.against leaves out 'dev', and a gate refuses a model whose data was not held against its suite: "
-            "add dev, or give a reason under decontaminate.waive"
+            f"add dev; {waiver} the data is scanned too, and rows that overlap are kept"
         )
     planner = _Planner(recipe, registry, StepConfigs(recipe, registry, recipe_dir))
     return Plan(tuple(planner.steps()), tuple(planner.rounds()))

@@ -11,6 +11,7 @@ from steelyard.protocols import Fingerprinted
 from steelyard.records import derive_seed
 from steelyard.run.keys import Serving, fingerprint_path
 from steelyard.run.plan import BASE, Step
+from steelyard.run.suite_files import suite_fingerprints
 
 if TYPE_CHECKING:
     from steelyard.plugins import Registry
@@ -49,7 +50,7 @@ class StepConfigs:
             "items",
             {"suite": _without_path(suite)},
             serving=self._serving(("harnesses", suite.harness), *_kinds_in(suite)),
-            fingerprints=self._suite_files(suite),
+            fingerprints=suite_fingerprints(suite, self._registry),
             places={"suite": str(suite.path)},
         )
 
@@ -130,7 +131,7 @@ class StepConfigs:
             seed=seed,
             key_seed=seed,
             serving=self._serving(("harnesses", suite.harness), ("engines", engine.kind), *_kinds_in(suite)),
-            fingerprints=self._suite_files(suite),
+            fingerprints=suite_fingerprints(suite, self._registry),
             places={"suite": str(suite.path)},
         )
 
@@ -181,16 +182,6 @@ class StepConfigs:
         if must_exist:
             raise UsageError(f"{place}: no file {str(path)!r}")
         return {}
-
-    def _suite_files(self, suite: Suite) -> dict[str, str]:
-        """Task files of the suite, with the folders they stand in (templates, local data, metrics)."""
-        found = {}
-        for task in suite.tasks:
-            if task.task.endswith((".yaml", ".yml")):
-                file = suite.path.parent / task.task
-                own_folder = file.parent != suite.path.parent
-                found[f"suite.{task.name}"] = fingerprint_path(file.parent if own_folder else file)
-        return found
 
 
 def _plain(entry: Entry) -> dict[str, Any]:

@@ -1,0 +1,105 @@
+"""The outside files that a suite's items and scores depend on, as fingerprints for the keys of the steps that read it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from steelyard.errors import UsageError
+from steelyard.protocols import Fingerprinted
+from steelyard.run.contexts import configure
+from steelyard.run.keys import fingerprint_path
+
+if TYPE_CHECKING:
+    from steelyard.plugins import Registry
+    from steelyard.recipe.suite import Suite, SuiteTask
+
+__all__ = ["suite_fingerprints"]
+
+_NOT_OPTIONS = {"source": {"kind"}, "verifier": {"kind", "timeout_s"}}
+"""By role, the keys of an entry that are not its plugin's."""
+
+
+def suite_fingerprints(suite: Suite, registry: Registry) -> dict[str, str]:
+    """By place, a hash of each file or folder that the suite's tasks are made from: their task files with what stands in those files'
+    folders, and what the sources and verifiers in their options read. Paths start at the suite's folder.
+
+    Errors: :class:`UsageError` for options that are wrong and for a file that is not there."""
+    found: dict[str, str] = {}
+    for task in suite.tasks:
+        found |= _of_options(task, suite.path.parent, registry)
+        if task.task.endswith((".yaml", ".yml")):
+            found |= _of_task_file(f"suite.{task.name}", suite.path.parent / task.task, suite.path.parent)
+    return found
+
+
+def _of_options(task: SuiteTask, base: Path, registry: Registry) -> Iterator[tuple[str, str]]:
+    for role, others in _NOT_OPTIONS.items():
+        entry = task.options.get(role)
+        if not isinstance(entry, Mapping) or not isinstance(entry.get("kind"), str):
+            continue
+        place = f"suite.{task.name}.{role}"
+        try:
+            _, config = configure(registry, f"{role}s", entry["kind"], {key: value for key, value in entry.items() if key not in others})
+            if isinstance(config, Fingerprinted):
+                yield place, config.fingerprint(base)
+        except OSError as error:
+            raise UsageError(f"{place}: {error.strerror or error}: {error.filename!r}") from error
+        except UsageError as error:
+            raise UsageError(f"{place}: {error}") from error
+
+
+def _of_task_file(place: str, file: Path, suite_folder: Path) -> Iterator[tuple[str, str]]:
+    """A task's own folder counts whole. Beside the suite stand recipes and whatever else, so that there only what is named counts."""
+    if file.parent.resolve() != suite_folder.resolve():
+        yield place, fingerprint_path(file.parent)
+    else:
+        yield place, fingerprint_path(file)
+    for name, path in _named_files(file, seen=set()):
+        yield f"{place}.{name}", fingerprint_path(path)
+
+
+def _named_files(file: Path, seen: set[Path]) -> Iterator[tuple[str, Path]]:
+    """The files and folders that a task file names, and those that the task files it includes do."""
+    seen.add(file.resolve())
+    for tag, value in _scalars(file):
+        if tag == "!function":
+            # A module may import those that stand beside it.
+            yield from ((path.name, path) for path in sorted(file.parent.glob("*.py")))
+            continue
+        path = file.parent / value
+        if not _exists(path) or path.resolve() in (file.parent.resolve(), *seen):
+            continue
+        yield value, path
+        if path.suffix in (".yaml", ".yml"):
+            yield from _named_files(path, seen)
+
+
+def _scalars(file: Path) -> Iterator[tuple[str, str]]:
+    """Tag and text of every value in a YAML file; none of a file that is not YAML, which is its harness's to refuse."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        root = YAML(typ="safe", pure=True).compose(file.read_text(encoding="utf-8"))
+    except (YAMLError, UnicodeDecodeError):
+        return
+    yield from _scalars_under(root)
+
+
+def _scalars_under(node: Any) -> Iterator[tuple[str, str]]:
+    value = getattr(node, "value", None)
+    if isinstance(value, str):
+        yield str(node.tag), value
+    for inner in value if isinstance(value, list) else ():
+        # A mapping's value is a list of pairs; its keys name no files.
+        yield from _scalars_under(inner[1] if isinstance(inner, tuple) else inner)
+
+
+def _exists(path: Path) -> bool:
+    """Whether the text was a path at all, and one that is there; prompts and splits are texts too."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
