@@ -27,6 +27,7 @@ def steelyard_launchers() -> Iterator[LauncherSpec]:
     yield LauncherSpec(
         "local",
         impl=LazyRef("steelyard.run.launchers:LocalLauncher"),
+        config=LazyRef("steelyard.run.local_config:LocalConfig"),
         summary="one worker process on this machine, kept warm for the steps that follow",
     )
 
@@ -39,7 +40,7 @@ def steelyard_recipes() -> Iterator[RecipeSpec]:
             name = path.relative_to(folder).with_suffix("").as_posix()
             if name not in seen:
                 seen.add(name)
-                yield RecipeSpec(name, path, _first_comment(path))
+                yield RecipeSpec(name, path, _summary(path))
 
 
 def recipe_folders() -> tuple[Path, ...]:
@@ -53,8 +54,10 @@ def recipe_folders() -> tuple[Path, ...]:
     return tuple(folder for folder in places if folder.is_dir())
 
 
-def _first_comment(path: Path) -> str:
-    """The recipe's summary for lists: its first line, when that is a comment."""
+def _summary(path: Path) -> str:
+    """The recipe's ``summary`` for lists. Every command asks for it, so the file is not parsed: the text on the key's own line counts."""
     with path.open(encoding="utf-8", errors="replace") as lines:
-        first = lines.readline().strip()
-    return first.lstrip("# ") if first.startswith("#") else ""
+        text = next((line.removeprefix("summary:") for line in lines if line.startswith("summary:")), "").strip()
+    if text[:1] in ("'", '"') and text[-1:] == text[:1]:
+        return text[1:-1]
+    return text.partition(" #")[0].rstrip()

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steelyard.errors import Interrupted, UsageError
+from steelyard.errors import DataError, Interrupted, UsageError
 from steelyard.protocols import EvaluateContext, EvaluationItem
 
 if TYPE_CHECKING:
@@ -47,9 +47,11 @@ class LmEvalHarness:
             loader = TaskLoader(suite, self._registry)
             for suite_task in suite.tasks:
                 loaded = loader.load(suite_task)
-                found += [
+                items = [
                     EvaluationItem(suite_task.name, one, loaded.question(doc)) for one, doc in zip(loaded.ids, loaded.docs, strict=True)
                 ]
+                _refuse_one_question(items)
+                found += items
         return found
 
     def evaluate(self, context: EvaluateContext) -> Mapping[str, Any]:
@@ -167,6 +169,16 @@ def _kind(entry: Mapping[str, Any]) -> str:
 
 def _harness_name() -> str:
     return f"lm-eval {version('lm-eval')}"
+
+
+def _refuse_one_question(items: Sequence[EvaluationItem]) -> None:
+    """Many items with one text are a question that was never filled in, and no certificate against them would mean anything."""
+    if len(items) > 1 and len({tuple(item.fields.items()) for item in items}) == 1:
+        text = next(iter(items[0].fields.values()), "")
+        raise DataError(
+            f"task {items[0].task!r}: all {len(items):,} items ask the same, {text[:80]!r}; "
+            "does `doc_to_text` name a field that the items have?"
+        )
 
 
 def _progress(context: EvaluateContext, note: str) -> Any:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LoadedTask", "TaskLoader", "configuration_hash", "fingerprint"]
 
+_OWN_TASKS = Path(__file__).parent / "tasks"
+"""Tasks that a suite names by their folder, such as `question`."""
 FEWSHOT_SEED = 1234
 """lm-eval's own default, so that examples are drawn as `lm_eval` draws them."""
 _FILE_FORMATS = ("json", "csv", "parquet", "text")
@@ -117,13 +119,14 @@ class TaskLoader:
 
     def _find(self, suite_task: SuiteTask) -> tuple[TaskManager, str, Path | None]:
         """The manager that knows the task, the task's name there, and the folder of its file when it is one of ours."""
-        if not suite_task.task.endswith((".yaml", ".yml")):
+        own = _OWN_TASKS / suite_task.task / "task.yaml"
+        if not suite_task.task.endswith((".yaml", ".yml")) and not own.is_file():
             manager = self._manager(None)
             if suite_task.task not in manager.all_tasks:
                 known = nearest(suite_task.task, manager.all_tasks)
                 raise UsageError(f"task {suite_task.name!r}: lm-eval has no task {suite_task.task!r}{known}")
             return manager, suite_task.task, None
-        path = (self._suite.path.parent / suite_task.task).resolve()
+        path = (own if own.is_file() else self._suite.path.parent / suite_task.task).resolve()
         manager = self._manager(path.parent)
         for name, entry in manager.task_index.items():
             if entry.yaml_path is not None and Path(entry.yaml_path).resolve() == path and name in manager.all_subtasks:

@@ -26,6 +26,8 @@ from steelyard_torch.trainee import Trainee, memory_errors
 
 __all__ = ["Grpo"]
 
+_EMPTY_TOLD_EVERY = 10
+
 
 class Grpo:
     """Trains on rows with ``messages``, ``verifier`` and ``reference``."""
@@ -68,7 +70,7 @@ class Grpo:
         # With fewer groups than mini-batches there were fewer optimiser steps; the schedule goes by rollout steps all the same.
         trainee.pass_over((step + 1) * config.minibatches)
         if empty:
-            context.io.log(f"rollout step {step + 1:,} had no group to learn from")
+            _tell_empty(context, harvest, step, int(position["empty"]))
             context.io.report(harvest.metrics(), step=trainee.step)
             context.io.progress(trainee.step, trainee.total_steps, "steps", "no group to learn from")
         return {
@@ -233,6 +235,16 @@ def _keep_samples(context: StageContext, harvest: Harvest, step: int) -> None:
                 "finish_reason": rollout.completion.finish_reason,
             }
         )
+
+
+def _tell_empty(context: StageContext, harvest: Harvest, step: int, earlier: int) -> None:
+    """Says why a rollout step taught nothing; of many such steps every tenth is told."""
+    if earlier % _EMPTY_TOLD_EVERY:
+        return
+    right, wrong, cut = (int(harvest.counts[name]) for name in ("all right", "all wrong", "all cut off"))
+    why = f"{right} groups all right, {wrong} all wrong" + (f", {cut} all cut off" if cut else "")
+    again = f"; {earlier + 1:,} such steps so far" if earlier else ""
+    context.io.log(f"rollout step {step + 1:,} had no group to learn from ({why}){again}")
 
 
 def _nothing_to_learn(steps: int, harvest: Harvest) -> str:

@@ -5,6 +5,7 @@ The folder that is written is normalised: safetensors only, a fast tokenizer who
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from steelyard_torch.templates import resolve_template
 __all__ = ["character_tokenizer", "choose_pad_token", "import_base", "new_model"]
 
 _HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+
+_LONGEST_CLAUSE = 160
 
 # Tokens that public models keep for padding or for nothing, best first.
 _PAD_CANDIDATES = (
@@ -232,9 +235,16 @@ def _download(source: str, revision: str | None) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         at = f" at revision {revision!r}" if revision else ""
         raise ModelError(
-            f"base model {source!r}{at} is no local folder and could not be fetched from the hub: {error}; "
+            f"base model {source!r}{at} is no local folder and could not be fetched from the hub ({_one_clause(error)}); "
             "give a local folder or a .gguf file to work offline"
         ) from error
+
+
+def _one_clause(error: Exception) -> str:
+    """The first sentence of what the hub's client says; the rest is advice for its own callers."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    sentence = re.split(r"(?<=[^.])\.(?: |$)", text, maxsplit=1)[0]
+    return sentence if len(sentence) <= _LONGEST_CLAUSE else sentence[: _LONGEST_CLAUSE - 1] + "…"
 
 
 def _stored_dtype(folder: Path, trust_remote_code: bool) -> torch.dtype:

@@ -212,6 +212,14 @@ def test_a_moved_run_is_resumed_without_doing_anything_again(undisturbed_copy: P
     assert (undisturbed_copy / "runs" / "light" / "champion" / "model.json").is_file()
 
 
+def test_a_run_that_was_moved_with_its_recipe_goes_on_when_the_old_place_is_gone(project: Path, tmp_path_factory) -> None:
+    assert steelyard("run", "recipe.yaml", "--until", "clean/lines", cwd=project).returncode == 0
+    moved = Path(shutil.move(project, tmp_path_factory.mktemp("other") / "place"))
+    resumed = steelyard("resume", "runs/light", "--until", "eval/base/dev", cwd=moved)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "clean/lines reused" in resumed.stderr and "eval/base/dev done" in resumed.stderr
+
+
 def test_a_lost_ledger_is_written_anew_from_the_artifacts(undisturbed_copy: Path) -> None:
     run_dir = undisturbed_copy / "runs" / "light"
     before = models_of(run_dir)

@@ -13,7 +13,7 @@ import pytest
 from steelyard.run import open_run
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "fixtures" / "light_lab"))
-from light_lab import RECIPE, environment, make_project, steelyard
+from light_lab import RECIPE, environment, make_project, models_of, steelyard
 
 WORSE = RECIPE.replace("rate: 0.001}\n  - name: second", "rate: 0.001, forget: sums}\n  - name: second")
 SAME = RECIPE.replace("{name: b, kind: count, data: lines, rate: 0.001}", "{name: b, kind: count, data: lines, rate: -0.0194}").replace(
@@ -63,7 +63,7 @@ def test_a_rejected_round_leaves_the_champion_and_ends_the_run_with_exit_1(tmp_p
     done = run(tmp_path, recipe=WORSE)
     assert done.returncode == 1, done.stderr
     assert done.stdout.startswith("first: reject: ") and "regression" in done.stdout
-    assert "stopped at the gate of round 'first', 1 rounds left out" in done.stderr
+    assert "stopped at the gate of round 'first', 1 round left out" in done.stderr
     status = status_of(tmp_path)
     assert status["promotions"] == [] and "second/a" not in [s["step"] for s in status["steps"]]
     assert json.loads((tmp_path / "runs/light/champion/model.json").read_text())["skill"] == 0.1
@@ -121,6 +121,75 @@ def test_until_stops_behind_a_step_and_run_goes_on_from_there(tmp_path: Path) ->
     assert done.returncode == 0 and "first/a reused" in done.stderr and "first/b done" in done.stderr
     wrong = run(tmp_path, "--until", "first/c")
     assert wrong.returncode == 2 and "no step 'first/c' in the plan (did you mean" in wrong.stderr
+    wrong = run(tmp_path, "seed=8", "--until", "first/c")
+    assert wrong.returncode == 2 and not (tmp_path / "runs" / "light-2").exists()
+
+
+def title_of(folder: Path) -> tuple[str, str, str]:
+    """The model that holds the title by the link, by the ledger's last row, and by the lineage."""
+    with open_run(folder / "runs/light") as view:
+        link = (view.run_dir / "champion").readlink().name
+        return link, view.promotions()[-1].key, json.loads((view.run_dir / "champion" / "lineage.json").read_text())["key"]
+
+
+def test_the_title_follows_the_inputs_of_the_last_pass(tmp_path: Path) -> None:
+    first = run(tmp_path)
+    assert first.returncode == 0 and "(2 promotions)" in first.stderr
+    promoted = title_of(tmp_path)
+    lines = (tmp_path / "lines.txt").read_text()
+    (tmp_path / "lines.txt").write_text(lines + "one more line\n")
+    # Stopped early, the pass has decided nothing about the title.
+    early = run(tmp_path, "--until", "first/a", "--json")
+    assert Path(json.loads(early.stdout)["champion"]).name == promoted[0] and title_of(tmp_path) == promoted
+    other = run(tmp_path, "--json", LIGHT_OBJECTS="a leak")
+    assert other.returncode == 1 and "the title goes back to 'base'" in other.stderr
+    base = json.loads((tmp_path / "runs/light/champion/lineage.json").read_text())
+    assert base["step"] == "base" and title_of(tmp_path) == (base["key"],) * 3
+    assert Path(json.loads(other.stdout)["champion"]).name == base["key"]
+    told = steelyard("status", "runs/light", cwd=tmp_path).stdout
+    assert f"{base['key']} (2 promotions)" in told
+    (tmp_path / "lines.txt").write_text(lines)
+    back = run(tmp_path)
+    assert back.returncode == 0 and back.stdout == first.stdout and "the title goes back to 'second/b'" in back.stderr
+    assert title_of(tmp_path) == promoted
+    rows = status_of(tmp_path)["promotions"]
+    assert [row["step"] for row in rows] == ["first/b", "second/b", "base", "second/b"]
+    run(tmp_path)
+    assert status_of(tmp_path)["promotions"] == rows
+
+
+def test_each_further_look_at_a_round_has_half_the_alpha(tmp_path: Path) -> None:
+    run(tmp_path)
+    lines, told = (tmp_path / "lines.txt").read_text(), []
+    for number in (1, 2):
+        (tmp_path / "lines.txt").write_text(lines + "more\n" * number)
+        told.append(run(tmp_path).stderr)
+    with open_run(tmp_path / "runs/light") as view:
+        looks = [row for row in view.verdicts() if row.round == "first"]
+    alpha = looks[0].verdict["average"]["alpha"]
+    assert [row.verdict["average"]["alpha"] for row in looks] == pytest.approx([alpha, alpha / 2, alpha / 4])
+    assert f"alpha {alpha / 4:.4g}, round 1 of 2" in looks[2].sentence
+    assert "gate/first: decided 1 time before in this run" in told[0] and "decided 2 times before" in told[1]
+    assert f"this look has alpha {alpha / 4:.4g}, not {alpha:.4g}" in told[1]
+
+
+def test_a_base_that_was_there_is_the_same_artifact_under_every_seed(tmp_path: Path) -> None:
+    run(tmp_path, "--until", "base")
+    run(tmp_path, "seed=8", "--until", "base")
+    first, second = (models_of(tmp_path / "runs" / name)["base"] for name in ("light", "light-2"))
+    assert first == second and json.loads(first["lineage.json"])["seed"] is None
+
+
+def test_a_run_whose_recipe_is_gone_says_so_and_goes_on_when_told_where_it_is(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    run(home, "--until", "base")
+    (home / "runs" / "light").rename(tmp_path / "light")
+    home.rename(tmp_path / "moved")
+    lost = steelyard("resume", "light", cwd=tmp_path)
+    assert lost.returncode == 2 and "the folder of the recipe 'recipe.yaml'" in lost.stderr and "--recipe-dir" in lost.stderr
+    found = steelyard("resume", "light", "--recipe-dir", "moved", "--until", "first/a", cwd=tmp_path)
+    assert found.returncode == 0 and "base reused" in found.stderr
+    assert steelyard("resume", "light", "--until", "first/a", cwd=tmp_path).returncode == 0
 
 
 def test_another_version_of_the_recipe_gets_its_own_folder_and_says_so(tmp_path: Path) -> None:

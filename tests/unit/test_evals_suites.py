@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from steelyard.cli import main
-from steelyard.errors import ExitCode
+from steelyard.errors import DataError, ExitCode
 from steelyard.gate import load_evaluation
 from steelyard.plugins import Registry, load_registry
 from steelyard.recipe.suite import load_suite
@@ -167,3 +167,42 @@ def test_a_pickle_model_is_refused(small: Path, tmp_path: Path, capfd: pytest.Ca
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
     assert main(["eval", str(folder), "--suite", str(small)]) == ExitCode.DATA
     assert "pickle" in capfd.readouterr().err
+
+
+def own_suite(folder: Path, rows: list[dict[str, str]], task: str = "question") -> Path:
+    """The suite that the README shows, with these questions."""
+    import json
+
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "my-suite.yaml").write_text(
+        f"""name: my-suite
+version: "1"
+tasks:
+  - name: sums
+    task: {task}
+    version: "1"
+    metric: exact_match
+    guard: true
+    margin: 0.05
+    options:
+      source: {{kind: jsonl, path: questions.jsonl}}
+      verifier: {{kind: number}}
+"""
+    )
+    return folder / "my-suite.yaml"
+
+
+def test_a_suite_of_ones_own_needs_two_files(registry: Registry, tmp_path: Path) -> None:
+    path = own_suite(tmp_path, [{"id": f"q{i}", "prompt": f"What is {i} + 4?", "reference": str(i + 4)} for i in range(5)])
+    items = list(LmEvalHarness(registry).items(load_suite(path, registry)))
+    assert [(item.id, item.fields["question"]) for item in items] == [(f"q{i}", f"What is {i} + 4?") for i in range(5)]
+
+
+def test_a_question_that_was_never_filled_in_is_refused(registry: Registry, tmp_path: Path) -> None:
+    path = own_suite(tmp_path, [{"id": f"q{i}", "prompt": f"What is {i} + 4?", "reference": str(i + 4)} for i in range(5)], "task.yaml")
+    (tmp_path / "task.yaml").write_text(
+        "task: mine\noutput_type: generate_until\ntest_split: test\ndoc_to_text: question\ndoc_to_target: reference\n"
+        "metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]\nmetadata: {version: 1}\n"
+    )
+    with pytest.raises(DataError, match="all 5 items ask the same, 'question'"):
+        list(LmEvalHarness(registry).items(load_suite(path, registry)))

@@ -86,6 +86,8 @@ def test_the_recipe_of_these_tests_is_right(tmp_path: Path, registry: Registry) 
         ("seed: 1", "suites: {dev: nowhere}", "small.yaml:3: no suite named 'nowhere'"),
         ("seed: 1", "suites: {dev: nowhere.yaml}", "small.yaml:3: no suite file"),
         ("seed: 1", "engine: {kind: transfomers}", "small.yaml:3: no engine named 'transfomers' (did you mean 'transformers'?)"),
+        ("seed: 1", "decontaminate: {coverage: 1}", "small.yaml:3: coverage is 1, must be less than 1"),
+        ("seed: 1", "decontaminate: {max_overlap: 1.0}", "small.yaml:3: max_overlap is 1.0, must be less than 1"),
         ("seed: 1", "decontaminate: {against: [dev]}", "small.yaml:3: no suite has the role 'dev'"),
         ("name: small", "name: 8", "small.yaml:2: name is 8, not a text (put it in quotes)"),
         ("name: small", "name: a/b", "small.yaml:2: name is 'a/b': a name is made of letters"),
@@ -205,6 +207,58 @@ def test_a_circle_of_data_entries_is_told_once(tmp_path: Path, registry: Registr
     text = RECIPE.replace("    sources: [{kind: tasks, rows: 20, form: prompt}]", "    prompts: pairs")
     told = complaint(tmp_path, registry, text)
     assert told.count("go round in a circle: pairs → questions → pairs") == 1
+
+
+def test_dev_and_unseen_cannot_be_the_same_suite(tmp_path: Path, registry: Registry) -> None:
+    for name in ("sums", "again"):
+        (tmp_path / f"{name}.yaml").write_text(SUITE)
+    for other in ("sums", "again"):
+        text = RECIPE.replace("seed: 1", f"suites:\n  dev: sums.yaml\n  unseen: {other}.yaml")
+        assert "small.yaml:5: dev and unseen are both the suite 'sums': what gates see is not unseen" in complaint(tmp_path, registry, text)
+
+
+MERGED = "      - {kind: merge, name: soup, init: INIT, reference: REFERENCE}\n"
+
+
+@pytest.mark.parametrize(
+    ("place", "init", "reference"),
+    [
+        ("first", "previous", "init"),
+        ("first", "previous", "previous"),
+        ("first", "previous", "stage:dpo"),
+        ("first", "stage:first/dpo", "previous"),
+        ("first", "champion", "base"),
+        ("second", "champion", "init"),
+        ("second", "stage:grpo", "stage:second/grpo"),
+    ],
+)
+def test_a_merge_of_a_model_with_itself_is_told_before_anything_is_trained(
+    tmp_path: Path, registry: Registry, place: str, init: str, reference: str
+) -> None:
+    merged = MERGED.replace("INIT", init).replace("REFERENCE", reference)
+    text = (
+        RECIPE.replace("  - name: second\n", merged + "  - name: second\n")
+        if place == "first"
+        else RECIPE.replace("gate:", merged + "gate:")
+    )
+    line = 1 + text[: text.index("kind: merge")].count("\n")
+    told = complaint(tmp_path, registry, text)
+    assert f"small.yaml:{line}: stage 'soup' of kind 'merge' needs a reference other than the model it starts from" in told
+
+
+def test_two_models_that_may_differ_are_merged_and_distilled(tmp_path: Path, registry: Registry) -> None:
+    path = tmp_path / "small.yaml"
+    for init, reference in (("champion", "base"), ("previous", "champion"), ("previous", "stage:first/sft")):
+        path.write_text(RECIPE.replace("gate:", MERGED.replace("INIT", init).replace("REFERENCE", reference) + "gate:"))
+        load_recipe(path, [], registry)
+    absent = RECIPE.replace("gate:", "      - {kind: distill, data: chats, lr: 1e-4}\ngate:")
+    assert "small.yaml:27: stage 'distill' of kind 'distill' needs a reference other than" in complaint(tmp_path, registry, absent)
+
+
+def test_a_round_that_is_no_mapping_is_shown_as_it_was_written(tmp_path: Path, registry: Registry) -> None:
+    text = RECIPE[: RECIPE.index("rounds:")] + "rounds: [once]\n"
+    told = complaint(tmp_path, registry, text)
+    assert "a round is 'once', not a mapping" in told and "<built-in" not in told
 
 
 def test_a_repeated_round_is_complained_about_where_it_is_written(tmp_path: Path, registry: Registry) -> None:

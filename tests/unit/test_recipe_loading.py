@@ -217,7 +217,8 @@ def test_a_recipe_names_the_suites_its_data_is_kept_apart_from(tmp_path: Path, r
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "addition.yaml").write_text("task: addition\n")
     write(tmp_path, SUITE, "sums.yaml")
-    recipe = load(tmp_path, registry, RECIPE + "suites: {dev: sums.yaml, unseen: sums.yaml}\n").recipe
+    write(tmp_path, SUITE.replace("name: sums", "name: unseen-sums"), "unseen.yaml")
+    recipe = load(tmp_path, registry, RECIPE + "suites: {dev: sums.yaml, unseen: unseen.yaml}\n").recipe
     assert recipe.decontaminate.against == ["dev", "unseen"]
 
 

@@ -117,8 +117,11 @@ def test_without_a_dev_suite_each_round_passes_the_title_on(project: Path, regis
 
 
 def test_data_that_is_not_held_against_the_gates_suite_is_refused_before_the_run(project: Path, registry: Registry) -> None:
-    with pytest.raises(UsageError, match=r"leaves out 'dev'.*decontaminate.waive"):
+    with pytest.raises(UsageError, match=r"leaves out 'dev'.*add dev; with a reason under decontaminate.waive"):
         planned(project, registry, "decontaminate.against=[unseen]")
+    # A reason that is there already is no way out: what is waived is scanned too.
+    with pytest.raises(UsageError, match=r"add dev; with decontaminate.waive the data is scanned too"):
+        planned(project, registry, "decontaminate.against=[unseen]", "decontaminate.waive=known")
 
 
 def test_an_unknown_step_names_the_nearest(project: Path, registry: Registry) -> None:
@@ -172,6 +175,67 @@ def test_a_changed_data_file_changes_what_is_made_from_it(project: Path, registr
     (project / "lines.txt").write_text("another line\n")
     unchanged = {"base", "items/dev", "items/unseen", "eval/base/dev", "eval/base/unseen"}
     assert changed_steps(project, registry, before) == set(before) - unchanged
+
+
+ON_DEV = {
+    "items/dev", "eval/base/dev", "eval/first/dev", "eval/second/dev", "gate/first", "gate/second",
+    "clean/lines", "first/a", "first/b", *SECOND,
+}  # fmt: skip
+"""What depends on the items of the dev suite; the training does by the data's certificate."""
+
+
+def test_changed_items_that_a_source_of_the_suite_reads_change_what_is_scored_and_certified_by_them(
+    project: Path, registry: Registry
+) -> None:
+    suite = project / "dev.yaml"
+    suite.write_text(suite.read_text().replace("metric: exact, items: 600}", "metric: exact, items: 600, options: {source: SOURCE}}"))
+    suite.write_text(suite.read_text().replace("SOURCE", "{kind: lines, path: dev.txt}"))
+    (project / "dev.txt").write_text("an item\n")
+    before = planned(project, registry).optimistic_keys()
+    (project / "dev.txt").write_text("another item\n")
+    assert changed_steps(project, registry, before) == ON_DEV
+    (project / "dev.txt").unlink()
+    with pytest.raises(UsageError, match=r"suite.words.source: No such file or directory: '.*dev.txt'"):
+        planned(project, registry)
+
+
+@pytest.mark.parametrize("changed", ["sums.yaml", "common.yaml", "sums.jsonl", "more/b.jsonl", "ways.py", "words.py"])
+def test_a_task_file_beside_the_suite_counts_with_the_files_it_names_and_no_others(changed: str, project: Path, registry: Registry) -> None:
+    suite = project / "dev.yaml"
+    suite.write_text(suite.read_text().replace("task: sums,", "task: sums.yaml,"))
+    (project / "sums.yaml").write_text(
+        "task: sums\ninclude: common.yaml\ndoc_to_text: !function ways.ask\ngeneration_kwargs: {until: ['..', '.', '', '**']}\n"
+    )
+    (project / "common.yaml").write_text("dataset_kwargs: {data_files: {test: sums.jsonl, train: 'more/*.jsonl'}}\n")
+    (project / "more").mkdir()
+    for name in ("sums.jsonl", "more/b.jsonl", "ways.py", "words.py"):
+        (project / name).write_text("\n")
+    before = planned(project, registry).optimistic_keys()
+    (project / "notes.txt").write_text("nothing of the suite's")
+    (project / "runs").mkdir()
+    assert changed_steps(project, registry, before) == set()
+    with open(project / changed, "a") as file:
+        file.write("# more\n")
+    assert changed_steps(project, registry, before) == ON_DEV
+
+
+def test_a_task_file_in_a_folder_of_its_own_counts_with_the_folder_but_for_runs_in_it(project: Path, registry: Registry) -> None:
+    suite = project / "dev.yaml"
+    suite.write_text(suite.read_text().replace("task: sums,", "task: tasks/sums.yaml,"))
+    tasks = project / "tasks"
+    (tasks / "runs" / "light").mkdir(parents=True)
+    (tasks / "sums.yaml").write_text("task: sums\ndataset_kwargs: {data_files: ../items/sums.jsonl}\n")
+    (project / "items").mkdir()
+    (project / "items" / "sums.jsonl").write_text("{}\n")
+    (tasks / "runs" / "light" / "ledger.db").touch()
+    before = planned(project, registry).optimistic_keys()
+    (tasks / "runs" / "light" / "metrics.jsonl").write_text("{}")
+    assert changed_steps(project, registry, before) == set()
+    (project / "items" / "sums.jsonl").write_text('{"more": 1}\n')
+    assert changed_steps(project, registry, before) == ON_DEV
+    before = planned(project, registry).optimistic_keys()
+    (tasks / "template.txt").write_text("ask so")
+    assert changed_steps(project, registry, before) == ON_DEV
 
 
 def test_a_changed_base_model_changes_everything_but_the_items(project: Path, registry: Registry) -> None:
@@ -291,6 +355,32 @@ def test_a_begin_that_was_cut_short_is_begun_again(project: Path, registry: Regi
     folder.begin(loaded)
     again = RunFolder(path).recipe(registry)
     assert again == loaded.recipe
+
+
+def test_the_recipes_folder_is_found_where_it_was_moved_to_with_the_run_and_where_it_stayed_without_it(
+    project: Path, registry: Registry
+) -> None:
+    loaded = load_recipe(project / "recipe.yaml", (), registry)
+    folder = RunFolder(project / "runs" / "light")
+    folder.path.mkdir(parents=True)
+    folder.begin(loaded)
+    away = project.with_name("away")
+    away.mkdir()
+    folder.path.rename(away / "light")
+    assert RunFolder(away / "light").recipe_dir() == project
+    (away / "light").rename(folder.path)
+    moved = project.rename(project.with_name("moved"))
+    # The old folder may be there again, with something else in it.
+    project.mkdir()
+    assert RunFolder(moved / "runs" / "light").recipe_dir() == moved
+    lost = RunFolder((moved / "runs" / "light").rename(away / "light"))
+    project.rmdir()
+    with pytest.raises(UsageError, match=r"the folder of the recipe 'recipe.yaml'.* is neither at .*--recipe-dir FOLDER"):
+        lost.recipe_dir()
+    with pytest.raises(UsageError, match="is not a folder"):
+        lost.move_recipe_dir(project)
+    lost.move_recipe_dir(moved)
+    assert lost.recipe_dir() == moved and lost.recipe(registry) == loaded.recipe
 
 
 def test_the_recipe_comes_back_from_the_folder_as_it_was(project: Path, registry: Registry) -> None:

@@ -30,6 +30,18 @@ def test_threads_are_said_outright() -> None:
     assert made["OMP_NUM_THREADS"] == made["MKL_NUM_THREADS"] == "3" and made["HOME"] == "/h"
 
 
+def test_a_recipe_fixes_the_threads_unless_the_environment_insists(tmp_path: Path) -> None:
+    from steelyard.run.local_config import LocalConfig
+
+    for environ, threads in (({"OMP_NUM_THREADS": "7"}, "3"), ({"STEELYARD_THREADS": "5"}, "5")):
+        environment = worker_environment({**os.environ, "STEELYARD_THREADS": "", **environ})
+        worker = LocalLauncher(LocalConfig(threads=3)).start(environment, tmp_path / "log")
+        next(iter(worker.messages(20)))
+        found = dict(line.partition("=")[::2] for line in Path(f"/proc/{worker.pid}/environ").read_text().split("\0"))
+        assert found["OMP_NUM_THREADS"] == threads
+        worker.kill()
+
+
 class OutOfMemoryError(RuntimeError):
     """Named as torch names its own."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import resource
@@ -10,6 +11,7 @@ import sqlite3
 import struct
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -343,6 +345,17 @@ def test_a_lock_let_go_leaves_no_holder(tmp_path: Path) -> None:
             holder = read_holder(tmp_path)
             assert holder is not None and holder.pid == os.getpid()
     assert read_holder(tmp_path) is None
+
+
+def test_somebody_who_only_looks_does_not_keep_a_run_from_beginning(tmp_path: Path) -> None:
+    (tmp_path / "run.lock").touch()
+    looking = os.open(tmp_path / "run.lock", os.O_RDONLY)
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    timer = threading.Timer(0.05, os.close, [looking])
+    timer.start()
+    with RunLock(tmp_path):
+        pass
+    timer.join()
 
 
 # Keys

@@ -141,11 +141,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         talk(f"error: {stop.code}")
         return ExitCode.INTERNAL
     except BaseException as error:
-        return _explain(error, session)
+        return _explain(error, session, sys.argv[1:] if arguments is None else arguments)
     return int(result) if isinstance(result, int) else ExitCode.DONE
 
 
-def _explain(error: BaseException, session: Session) -> int:
+def _explain(error: BaseException, session: Session, arguments: Sequence[str]) -> int:
     """One line on stderr for the human, the traceback on demand, and the exit code."""
     if session.debug and not isinstance(error, click.ClickException):
         traceback.print_exception(error)
@@ -158,7 +158,7 @@ def _explain(error: BaseException, session: Session) -> int:
             return ExitCode.USAGE
         case click.UsageError():
             where = f" (see `{error.ctx.command_path} --help`)" if error.ctx else ""
-            talk(f"error: {_as_sentence(error.format_message())}{where}")
+            talk(f"error: {_as_sentence(error.format_message())}{_meant_override(error, arguments)}{where}")
             return ExitCode.USAGE
         case click.ClickException():
             talk(f"error: {_as_sentence(error.format_message())}")
@@ -178,6 +178,26 @@ def _explain(error: BaseException, session: Session) -> int:
             talk(f"error: internal: {type(error).__name__}: {_one_line(str(error))}{hint}")
             return ExitCode.INTERNAL
     raise error
+
+
+def _meant_override(error: click.UsageError, arguments: Sequence[str]) -> str:
+    """``--seed 2`` where ``seed=2`` was meant: a recipe's keys are no options."""
+    if not isinstance(error, click.NoSuchOption) or error.ctx is None:
+        return ""
+    if not any(parameter.name == "overrides" for parameter in error.ctx.command.params):
+        return ""
+    from steelyard.recipe.complaints import keys_of
+    from steelyard.recipe.schema import Recipe
+
+    key = error.option_name.lstrip("-")
+    if key.partition(".")[0] not in (*keys_of(Recipe), "stages"):
+        return ""
+    given = next((i for i, text in enumerate(arguments) if text.partition("=")[0] == error.option_name), None)
+    value = "VALUE"
+    if given is not None:
+        following = arguments[given + 1] if given + 1 < len(arguments) else value
+        value = arguments[given].partition("=")[2] or following
+    return f"; a recipe's key is changed without dashes: `{key}={value}`"
 
 
 def _abandon_stdout() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from steelyard.cli._context import emit_json, talk
@@ -15,11 +16,17 @@ __all__ = ["run_session"]
 
 
 def run_session(
-    folder: RunFolder, registry: Registry, *, loaded: LoadedRecipe | None = None, until: str | None = None, as_json: bool = False
+    folder: RunFolder,
+    registry: Registry,
+    *,
+    loaded: LoadedRecipe | None = None,
+    recipe_dir: Path | None = None,
+    until: str | None = None,
+    as_json: bool = False,
 ) -> int:
     """Conducts the run: each verdict's sentence on stdout as it is decided (or one JSON object at the end), talk on stderr."""
     from steelyard.run.conductor import conduct
-    from steelyard.run.progress import open_progress
+    from steelyard.run.progress import counted, open_progress
 
     def say(sentence: str) -> None:
         if as_json:
@@ -27,11 +34,11 @@ def run_session(
         else:
             print(sentence, flush=True)
 
-    outcome = conduct(folder, registry, loaded=loaded, until=until, progress=open_progress(), on_verdict=say)
+    outcome = conduct(folder, registry, loaded=loaded, recipe_dir=recipe_dir, until=until, progress=open_progress(), on_verdict=say)
     if outcome.stopped:
         talk(outcome.stopped)
     if outcome.champion is not None:
-        talk(f"champion: {folder.champion} ({outcome.promotions} promotions)")
+        talk(f"champion: {folder.champion} ({counted(outcome.promotions, 'promotion')})")
     if folder.report.is_file():
         talk(f"report: {folder.report}")
     if as_json:

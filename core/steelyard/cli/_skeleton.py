@@ -24,6 +24,9 @@ readme = "README.md"
 requires-python = ">=3.11"
 dependencies = ["steelyard>=$version"]
 
+[project.optional-dependencies]
+test = ["pytest>=8"]
+
 [project.entry-points.steelyard]
 $kind = "$module"
 
@@ -117,7 +120,7 @@ In a recipe:
     verifiers:
       answer: {kind: $kind, ignore_case: true}
 
-Tests: `pytest`. The hooks a plugin can implement: `steelyard plugins hooks`.
+Tests: `pip install '.[test]' && pytest`. The hooks a plugin can implement: `steelyard plugins hooks`.
 """
 
 _FILES = {

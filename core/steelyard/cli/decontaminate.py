@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from steelyard.cli._context import emit_json, print_table, registry_from, talk
-from steelyard.errors import ExitCode
+from steelyard.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from steelyard.decontaminate import FileCleaning
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 @click.option("--max-overlap", default=0.02, show_default=True, help="Share of a task's items above which the data is contaminated for it.")
 @click.option("--min-words", default=3, show_default=True, help="Items of fewer words match only a whole text.")
 @click.option(
-    "--action", type=click.Choice(["remove", "refuse", "report"]), default="remove", show_default=True, help="What becomes of matched rows."
+    "--action", type=click.Choice(["remove", "refuse", "report"]), default="remove", show_default=True, help="What becomes of a match, see above."
 )
-@click.option("--reason", help="Why matched rows may stay; with --action report.")
+@click.option("--reason", help="Why matched rows may stay; --action report needs it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the totals as JSON.")
 @click.pass_context
 def command(
@@ -50,7 +50,14 @@ def command(
     """Scan DATA (JSON lines or Parquet) for the items of a suite or a file, by the Tülu 3 rule.
 
     Writes report.json, certificate.json and the clean copy. A file of items has lines {"id", "text"} or {"id", "fields": {...}}.
+
+    --action remove leaves matched rows out. refuse does so too, but where DATA holds more than --max-overlap of a task's items it is refused
+    as a whole and no copy is written (exit code 5). report leaves every row in; the certificate then tells your --reason.
     """
+    if action == "report" and not (reason and reason.strip()):
+        raise UsageError("--action report leaves matched rows in the data: say why with --reason TEXT")
+    if action != "report" and reason:
+        raise UsageError(f"--reason is why matched rows may stay, and --action {action} takes them out: take one of the two back")
     from steelyard.decontaminate import ItemIndex, Rule, clean_file, read_documents
 
     items: list[Any] = []
@@ -66,6 +73,8 @@ def command(
         emit_json({"out": folder, "clean": done.clean, "certificate": done.certificate.to_dict(), **_totals(done)})
     else:
         _show(done, folder)
+        if action == "refuse" and done.certificate.removed_rows:
+            talk(f"not refused: of no task more than --max-overlap {max_overlap:g} of the items was found, so only the rows were removed")
     return ExitCode.DONE
 
 

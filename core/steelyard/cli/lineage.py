@@ -17,8 +17,9 @@ __all__ = ["command"]
 def command(place: Path, as_json: bool) -> None:
     """Show what a model (or the champion of a run) was made from: stages, data with its certificates, and the base."""
     from steelyard.run.lineage import branches, find_lineage
+    from steelyard.run.view import find_run
 
-    lineage = find_lineage(place)
+    lineage = find_lineage(find_run(place))
     if as_json:
         emit_json(lineage)
         return

@@ -45,9 +45,11 @@ def command(ctx: click.Context, recipe: str, overrides: tuple[str, ...], run_dir
 
 
 def _show(outlook: Outlook, run_dir: Path) -> None:
+    from steelyard.run.progress import counted
+
     print_table(("step", "kind", "key", "state", "known"), [_row(step) for step in outlook.steps])
     there = sum(step.there for step in outlook.steps)
-    print(f"\n{len(outlook.steps)} steps, {there} of them there already in {run_dir}")
+    print(f"\n{counted(len(outlook.steps), 'step')}, {there} of them there already in {run_dir}")
     if any(not step.determined for step in outlook.steps):
         print("~ marks a key that holds if the gates before it promote")
     if outlook.disk_bytes is not None:

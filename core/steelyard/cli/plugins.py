@@ -20,7 +20,7 @@ def command() -> None:
     """List plugins and what they bring; describe the hooks; start and check a plugin."""
 
 
-@command.command("list")
+@command.command("list", short_help="Every plugin found: its status, what it provides, what is wrong with it.")
 @_JSON
 @click.pass_context
 def list_plugins(ctx: click.Context, as_json: bool) -> None:
@@ -51,7 +51,7 @@ def list_plugins(ctx: click.Context, as_json: bool) -> None:
             print(f"\n{info.name} ({info.title}) printed while it was loaded: {info.printed!r}")
 
 
-@command.command("hooks")
+@command.command("hooks", short_help="The hooks a plugin can implement, and how.")
 @_JSON
 def hooks(as_json: bool) -> None:
     """The hooks a plugin can implement, and how."""
@@ -74,9 +74,9 @@ def _hooks(hookspecs: Any) -> Iterator[dict[str, str]]:
             yield {"name": name, "signature": signature, "doc": inspect.getdoc(value) or ""}
 
 
-@command.command("new")
+@command.command("new", short_help="Write a plugin to start from: a verifier with options and tests.")
 @click.argument("name")
-@click.option("--dir", "folder", type=click.Path(path_type=Path), help="Where to write it (default: ./NAME).")
+@click.option("--dir", "folder", type=click.Path(path_type=Path), help="Where to write it (default: ./steelyard-NAME).")
 def new(name: str, folder: Path | None) -> None:
     """Write a third-party plugin to start from: a package with a verifier, its options and its tests."""
     from steelyard.cli._skeleton import write_skeleton
@@ -87,7 +87,7 @@ def new(name: str, folder: Path | None) -> None:
     talk(f"next: pip install -e {written[0].parent} && steelyard plugins list")
 
 
-@command.command("check")
+@command.command("check", short_help="Load all that a plugin contributes, and check that it keeps its contract.")
 @click.argument("name")
 @_JSON
 @click.pass_context

@@ -14,7 +14,7 @@ def command() -> None:
     """List, show and describe recipes."""
 
 
-@command.command("list")
+@command.command("list", short_help="List the recipes that `steelyard run NAME` finds.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def list_(ctx: click.Context, as_json: bool) -> None:
@@ -33,7 +33,7 @@ def list_(ctx: click.Context, as_json: bool) -> None:
     talk(f"{len(found)} recipes; `steelyard recipes show NAME` prints one, `steelyard init` writes one to start from")
 
 
-@command.command()
+@command.command(short_help="Print a recipe, as written or resolved.")
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]…")
 @click.option("--resolved", is_flag=True, help="Print what it means, every default written out, as JSON.")
@@ -50,7 +50,7 @@ def show(ctx: click.Context, recipe: str, overrides: tuple[str, ...], resolved: 
         click.echo(loaded.text, nl=not loaded.text.endswith("\n"))
 
 
-@command.command()
+@command.command(short_help="Print the JSON Schema of recipes, for an editor's completion.")
 @click.option("--suite", is_flag=True, help="The schema of suites.")
 @click.option("-o", "--out", type=click.Path(dir_okay=False, path_type=Path), help="Write a file instead.")
 @click.option("--json", "as_json", is_flag=True, hidden=True)

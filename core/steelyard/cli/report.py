@@ -18,6 +18,9 @@ __all__ = ["command"]
 @click.option("--json", "as_json", is_flag=True, help="Print the path and the sections as JSON.")
 def command(run_dir: Path, out: Path | None, as_json: bool) -> None:
     """Write the report of the run in RUN_DIR: one HTML file that needs no network. The run may still be going on."""
+    from steelyard.run.view import find_run
+
+    run_dir = find_run(run_dir)
     if not run_dir.is_dir():
         raise UsageError(f"no run folder at {str(run_dir)!r}")
     from steelyard.report.page import REPORT_NAME, render_report, save

@@ -33,7 +33,7 @@ def command(run_dir: Path, as_json: bool) -> None:
 
 def _status(view: RunView) -> dict[str, Any]:
     holder = view.holder
-    promotions, champion = view.promotions(), view.champion()
+    promotions, champion, latest = view.promotions(), view.champion(), view.latest_steps()
     return {
         "run_dir": view.run_dir,
         "name": view.name,
@@ -41,8 +41,13 @@ def _status(view: RunView) -> dict[str, Any]:
         "champion": champion,
         "promotions": [{"round": row.round, "step": row.step, "key": row.key, "time": row.time} for row in promotions],
         "verdicts": [{"round": row.round, "decision": row.decision, "sentence": row.sentence} for row in view.verdicts()],
-        "steps": [_step(row, held=holder is not None) for row in view.latest_steps().values()],
-        "failures": [{"step": row.step, "type": row.type, "message": row.message, "log": row.log} for row in view.failures()],
+        "steps": [_step(row, held=holder is not None) for row in latest.values()],
+        "failures": [
+            {"step": row.step, "type": row.type, "message": row.message, "log": row.log}
+            for row in view.failures()
+            # What a step failed by before it was done is told by the report.
+            if row.step not in latest or latest[row.step].status not in ("done", "reused")
+        ],
     }
 
 
@@ -53,7 +58,7 @@ def _step(row: StepRow, *, held: bool) -> dict[str, Any]:
 
 
 def _show(status: dict[str, Any]) -> None:
-    from steelyard.run.progress import duration
+    from steelyard.run.progress import counted, duration
 
     holder = status["holder"]
     held = f"held by process {holder['pid']} on {holder['host']} since {holder['since']}" if holder else "nobody works on it"
@@ -68,4 +73,6 @@ def _show(status: dict[str, Any]) -> None:
         first = failure["message"].splitlines()[0] if failure["message"] else failure["type"]
         print(f"failed: {failure['step']}: {first}")
     if status["champion"] is not None:
-        print(f"champion: {status['champion']} ({len(status['promotions'])} promotions)")
+        # Rows by which the title went back to a model it had left are no further promotions.
+        promoted = {row["key"] for row in status["promotions"] if row["step"] != "base"}
+        print(f"champion: {status['champion']} ({counted(len(promoted), 'promotion')})")

@@ -18,7 +18,7 @@ def command() -> None:
     """List and show evaluation suites."""
 
 
-@command.command("list")
+@command.command("list", short_help="List the suites that recipes can name.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def list_(ctx: click.Context, as_json: bool) -> None:
@@ -37,7 +37,7 @@ def list_(ctx: click.Context, as_json: bool) -> None:
     talk(f"{len(found)} suites; `steelyard suites show NAME` prints one's tasks")
 
 
-@command.command()
+@command.command(short_help="Print the tasks of a suite: weight, guard and margin.")
 @click.argument("suite")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context

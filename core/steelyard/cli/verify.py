@@ -81,7 +81,7 @@ def _options(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not key or not equals:
-            raise UsageError(f"-o {pair!r} is not of the form key=value")
+            raise UsageError(f"-o {pair!r} is not of the form key=value, as in `-o {key or 'ignore_case'}=true`")
         if key in given:
             raise UsageError(f"-o {key!r} is given twice")
         given[key] = _value(pair, text)

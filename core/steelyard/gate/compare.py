@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from steelyard.errors import GateRefusal, UsageError, nearest
 from steelyard.gate.items import Evaluation
 from steelyard.gate.pairing import PairedTask, pair, pairing_problems
-from steelyard.gate.refusals import GateFacts, suite_problems
+from steelyard.gate.refusals import GateFacts, same_suite, suite_problems
 from steelyard.gate.statistics import AverageDifference, Difference, average_difference, normal_cdf, paired_difference
 from steelyard.gate.weighing import NO_FACTS, Side, load_both, load_side
 
@@ -91,7 +91,7 @@ def compare_evaluations(
     """
     _check_confidence(confidence)
     left, right = load_both(a, b, facts)
-    reasons = suite_problems(left, right) + pairing_problems(left, right)
+    reasons = _unlike(left, right)
     if reasons:
         raise GateRefusal(reasons)
     _check_weights(weights or {}, left.tasks)
@@ -133,7 +133,7 @@ def compare_arms(
         f"{other.folder}: {reason}"
         for arm in arms
         for other in arm
-        for reason in suite_problems(first, other) + pairing_problems(first, other)
+        for reason in _unlike(first, other)
     ]
     reasons += [reason for arm in arms for reason in _repeated_weights(arm)]
     if reasons:
@@ -143,6 +143,11 @@ def compare_arms(
     tasks = {task: _welch([m[task] for m in means[0]], [m[task] for m in means[1]], confidence) for task in first.tasks}
     averages = [[_weighted(m, weights or {}) for m in arm] for arm in means]
     return ArmComparison(len(a), len(b), confidence, tasks, _welch(averages[0], averages[1], confidence))
+
+
+def _unlike(a: Evaluation, b: Evaluation) -> list[str]:
+    """Why the items of two evaluations do not pair; where they are of different suites, only that."""
+    return suite_problems(a, b) + (pairing_problems(a, b) if same_suite(a, b) else [])
 
 
 def _row(difference: Difference, p: float | None) -> ComparisonRow:

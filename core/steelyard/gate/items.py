@@ -77,6 +77,10 @@ def load_evaluation(folder: Path | str, *, score_ranges: Mapping[str, ScoreRange
     folder = Path(folder)
     if not folder.is_dir():
         raise UsageError(f"no evaluation folder at {str(folder)!r}: make one with `steelyard eval MODEL --suite SUITE --out {folder}`")
+    if not (folder / "eval.json").is_file() and (folder / "resolved.json").is_file():
+        raise UsageError(
+            f"{str(folder)!r} is a run folder; give an evaluation folder, such as one of its artifacts (`steelyard status {folder}` lists them)"
+        )
     ranges = dict(score_ranges or {})
     problems = _Problems()
     header = _read_header(folder / "eval.json", problems)

@@ -13,7 +13,7 @@ from steelyard.gate.pairing import pairing_problems
 if TYPE_CHECKING:
     from steelyard.gate.policy import PolicyConfig
 
-__all__ = ["Certificate", "GateFacts", "find_refusals", "refusal_to_json", "suite_problems"]
+__all__ = ["Certificate", "GateFacts", "find_refusals", "refusal_to_json", "same_suite", "suite_problems"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +45,13 @@ class GateFacts:
 
 
 def find_refusals(champion: Evaluation, challenger: Evaluation, policy: PolicyConfig, facts: GateFacts) -> list[str]:
-    """Every reason why these two evaluations cannot be weighed, each with what to do."""
+    """Every reason why these two evaluations cannot be weighed, each with what to do; where they are of different suites, only that."""
+    differing = suite_problems(champion, challenger)
+    if differing and not same_suite(champion, challenger):
+        return differing
     return [
         *_model_problems(champion, challenger, facts),
-        *suite_problems(champion, challenger),
+        *differing,
         *_exposure_problems(challenger, facts),
         *_error_rates(champion, challenger, policy.max_error_rate),
         *pairing_problems(champion, challenger),
@@ -57,6 +60,11 @@ def find_refusals(champion: Evaluation, challenger: Evaluation, policy: PolicyCo
             {task: high - low for task, (low, high) in champion.score_ranges.items()},
         ),
     ]
+
+
+def same_suite(champion: Evaluation, challenger: Evaluation) -> bool:
+    """Whether both sides are of one version of one suite; of two that are not, no item can be expected to pair."""
+    return (champion.suite, champion.suite_version) == (challenger.suite, challenger.suite_version)
 
 
 def suite_problems(champion: Evaluation, challenger: Evaluation) -> list[str]:

@@ -28,6 +28,7 @@ def check(recipe: Recipe, registry: Registry, base: Path) -> Complaints:
     for at, round_, index, stage in _stages(recipe):
         _stage(recipe, registry, at, stage, complaints)
         _models(recipe, at, round_, index, stage, complaints)
+        _reference(recipe, registry, at, round_, index, stage, complaints)
         _engine(recipe.engine, stage.engine, (*at, "engine"), registry, complaints)
     _engine(recipe.engine, recipe.evaluate.engine, ("evaluate", "engine"), registry, complaints)
     _gates(recipe, registry, suites.get("dev"), complaints)
@@ -79,6 +80,9 @@ def _suites(recipe: Recipe, registry: Registry, base: Path, complaints: Complain
             complaints.add(("suites", role), f"suite {ref!r}: {error}")
         except (UsageError, PluginError) as error:
             complaints.add(("suites", role), str(error), of_plugin=isinstance(error, PluginError))
+    dev, unseen = suites.get("dev"), suites.get("unseen")
+    if dev is not None and unseen is not None and (dev.path == unseen.path or dev.name == unseen.name):
+        complaints.add(("suites", "unseen"), f"dev and unseen are both the suite {dev.name!r}: what gates see is not unseen; name another")
     for index, role in enumerate(recipe.decontaminate.against):
         if role not in recipe.suites:
             complaints.add(("decontaminate", "against", index), f"no suite has the role {role!r}{nearest(role, recipe.suites)}")
@@ -156,6 +160,36 @@ def _models(recipe: Recipe, at: Location, round_: Round, index: int, stage: Stag
         if entry.from_ is not None:
             _model(entry.from_, ("data", name, "from"), ("champion", "base", "previous"), earlier, complaints)
         name = entry.prompts
+
+
+def _reference(
+    recipe: Recipe, registry: Registry, at: Location, round_: Round, index: int, stage: StageEntry, complaints: Complaints
+) -> None:
+    """A reference that can only be the model the stage starts from, where the kind needs two models."""
+    if stage.reference is None or not registry.get("stages", stage.kind).reference_must_differ:
+        return
+    starts_from = _meant(recipe, round_, index, stage.init)
+    if stage.reference == "init" or _meant(recipe, round_, index, stage.reference) == starts_from:
+        complaints.add(
+            (*at, "reference"),
+            f"stage {stage.name!r} of kind {stage.kind!r} needs a reference other than the model it starts from ({stage.init!r}), and "
+            f"reference is {stage.reference!r}: name another of champion, base, previous, stage:NAME",
+        )
+
+
+def _meant(recipe: Recipe, round_: Round, index: int, ref: str) -> str:
+    """One name for each model that references can mean, as far as that is known before any gate has decided."""
+    if ref == "previous" and index > 0:
+        return f"{round_.name}/{round_.stages[index - 1].name}"
+    if ref in ("champion", "previous") and round_ is recipe.rounds[0]:
+        return "base"
+    if not ref.startswith("stage:") and ref != "previous":
+        return ref
+    # Names come in pairs, the bare one and the one with its round; the nearest stage is the last.
+    earlier = _earlier(recipe, round_, index)
+    pairs = zip(earlier[::2], earlier[1::2], strict=True)
+    meant = [full for bare, full in pairs if ref in ("previous", f"stage:{bare}", f"stage:{full}")]
+    return meant[-1] if meant else ref
 
 
 def _earlier(recipe: Recipe, round_: Round, index: int) -> list[str]:

@@ -22,6 +22,7 @@ from steelyard.recipe.schema import Recipe
 __all__ = ["LoadedRecipe", "find_recipe", "load_recipe", "recipe_from"]
 
 _FILE = re.compile(r"\.ya?ml$")
+_IN_FOLDER = "recipe.yaml"
 
 
 @dataclass(frozen=True)
@@ -53,16 +54,25 @@ def load_recipe(ref: str | Path, overrides: Sequence[str], registry: Registry) -
 
 
 def find_recipe(ref: str | Path, registry: Registry) -> Path:
-    """The file of a recipe: what ends in ``.yaml`` is a path, anything else a name."""
-    if isinstance(ref, Path) or _FILE.search(ref):
-        path = Path(ref).expanduser()
+    """The file of a recipe: what ends in ``.yaml`` is a path, anything else a name, or else a file or a folder with a recipe.yaml."""
+    if isinstance(ref, Path) or (_FILE.search(ref) and not Path(ref).is_dir()):
+        path = _in_folder(Path(ref).expanduser())
         if not path.is_file():
             raise UsageError(f"no recipe file {str(path)!r}; `steelyard recipes list` shows those that have names")
         return path
     known = registry.all("recipes")
-    if ref not in known and Path(ref).is_file():
-        return Path(ref)
+    place = _in_folder(Path(ref).expanduser())
+    if ref not in known and place.is_file():
+        return place
+    if ref not in known and place.is_dir():
+        raise UsageError(f"the folder {str(place)!r} holds no {_IN_FOLDER}: give the recipe's file, or write one with `steelyard init {ref}`")
     return Path(registry.get("recipes", ref).path)
+
+
+def _in_folder(path: Path) -> Path:
+    """A folder stands for the recipe that `steelyard init` writes into it."""
+    inside = path / _IN_FOLDER
+    return inside if inside.is_file() else path
 
 
 def recipe_from(data: Mapping[str, Any], registry: Registry, base: Path) -> Recipe:

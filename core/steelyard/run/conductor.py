@@ -25,12 +25,13 @@ from steelyard.run.manifest import describe_session
 from steelyard.run.metrics_file import MetricsFile
 from steelyard.run.outlook import count_items, look_ahead, plan_gates
 from steelyard.run.plan import BASE, Plan, RoundPlan, Step, Title, make_plan
-from steelyard.run.progress import Progress, SilentProgress
+from steelyard.run.progress import Progress, SilentProgress, counted
 from steelyard.run.stopping import StopRequest
 from steelyard.run.tasks import Task
 from steelyard.run.warm_worker import WarmWorker
 
 if TYPE_CHECKING:
+    from steelyard.gate import PolicyConfig
     from steelyard.plugins import Registry
     from steelyard.recipe.loading import LoadedRecipe
     from steelyard.recipe.schema import Recipe
@@ -61,22 +62,29 @@ def conduct(
     registry: Registry,
     *,
     loaded: LoadedRecipe | None = None,
+    recipe_dir: Path | None = None,
     until: str | None = None,
     progress: Progress | None = None,
     on_verdict: Callable[[str], None] = lambda sentence: None,
 ) -> RunOutcome:
     """Runs a recipe in ``folder``, or goes on with what is there. Without ``loaded`` the folder's own resolved recipe counts.
 
-    ``until`` is the id of the step to stop behind. Errors: :class:`~steelyard.errors.RunLockedError`, :class:`Interrupted`, and whatever
+    ``recipe_dir`` says where the recipe's folder is now, if it was moved away from its run; ``until`` is the id of the step to stop
+    behind. Errors: :class:`~steelyard.errors.RunLockedError`, :class:`Interrupted`, and whatever
     a step or a gate raises; the run can be resumed after each."""
+    if loaded is not None and until is not None:
+        # A wrong name must not leave a run folder behind.
+        make_plan(loaded.recipe, registry, loaded.base).step(until)
     with storage_errors(folder.path):
         folder.path.mkdir(parents=True, exist_ok=True)
     with StopRequest() as stop, RunLock(folder.path) as lock:
         if loaded is not None and not folder.begun:
             folder.begin(loaded)
+        if recipe_dir is not None:
+            folder.move_recipe_dir(recipe_dir)
         recipe = loaded.recipe if loaded is not None else folder.recipe(registry)
-        recipe_dir = loaded.base if loaded is not None else folder.recipe_dir()
-        conductor = Conductor(folder, recipe, registry, recipe_dir, stop, progress or SilentProgress(), on_verdict)
+        base = loaded.base if loaded is not None else folder.recipe_dir()
+        conductor = Conductor(folder, recipe, registry, base, stop, progress or SilentProgress(), on_verdict)
         if until is not None:
             conductor.plan.step(until)
         if lock.previous is not None:
@@ -131,7 +139,8 @@ class Conductor:
                 exit_code = int(error.exit_code)
                 raise
             finally:
-                self._outcome.champion = self._store.path(self._keys[self._title.champion]) if self._title.champion in self._keys else None
+                linked = self._linked_champion()
+                self._outcome.champion = self._store.path(linked) if linked is not None else None
                 event = RunFinished(self.folder.path, exit_code, self._outcome.champion, self._outcome.promotions)
                 self.registry.notify(event)
         return self._outcome
@@ -147,13 +156,17 @@ class Conductor:
                 verdict = self._gate(step, key, inputs, position)
             elif not self._reuse(step, key, position):
                 self._make(step, key, inputs, position)
-            if step.id == BASE and not self.folder.champion.exists():
-                link_atomically(self.folder.champion, f"artifacts/{key}")
+            if step.id == BASE and not (self.folder.champion.exists() and self._ledger.promotions()):
+                self._link_champion(key)
             if step.id == "items/dev":
                 self._require_provable_guards(key)
             decided = self.plan.round_decided_by(step)
-            if decided is not None and self._decide(decided, verdict):
-                break
+            if decided is not None:
+                ends = self._decide(decided, verdict)
+                if ends or decided is self.plan.rounds[-1]:
+                    self._settle(decided)
+                if ends:
+                    break
             if step.id == until:
                 self._outcome.stopped = f"stopped behind {until!r}, as asked"
                 break
@@ -287,12 +300,6 @@ class Conductor:
             self._finished(step, key, "reused", 0.0, {}, position)
             return decided.verdict
         self.progress.begin(step.id, position)
-        earlier = sum(row.round == step.round for row in self._ledger.verdicts())
-        if earlier:
-            self.progress.log(
-                f"{step.id}: decided {earlier} times before in this run, of other models or data; each further look makes a false "
-                "promotion likelier than alpha says"
-            )
         started = time.monotonic()
         verdict = self._verdict(step, key, inputs, position)
         challenger_step = self._title.resolve(step.inputs["challenger_model"])
@@ -323,7 +330,7 @@ class Conductor:
         try:
             champion, challenger = self._store.open(inputs["champion"]), self._store.open(inputs["challenger"])
             facts = gate_facts(self._store.open(inputs["challenger_model"]), self._suites)
-            policy = PolicyConfig.model_validate(step.config["policy"])
+            policy = self._policy_of_look(step, PolicyConfig.model_validate(step.config["policy"]))
             verdict = weigh_round(
                 self.registry,
                 policy,
@@ -342,6 +349,20 @@ class Conductor:
         self._store.commit(temporary, key, step=step.id, kind="gate", inputs=inputs, summary={"decision": verdict["decision"]}, seconds=0.0)
         return verdict
 
+    def _policy_of_look(self, step: Step, policy: PolicyConfig) -> PolicyConfig:
+        """The policy at a lower level, where the round was decided before in this run, of other models or data."""
+        from steelyard.run.gating import policy_of_look
+
+        earlier = sum(row.round == step.round for row in self._ledger.verdicts())
+        if not earlier:
+            return policy
+        lowered = policy_of_look(policy, earlier)
+        self.progress.log(
+            f"{step.id}: decided {counted(earlier, 'time')} before in this run, of other models or data; this look has "
+            f"alpha {lowered.average_alpha:.4g}, not {policy.average_alpha:.4g}"
+        )
+        return lowered
+
     def _decide(self, decided: RoundPlan, verdict: Mapping[str, Any] | None) -> bool:
         """Passes the title on, or does not; whether the run ends here."""
         if verdict is not None:
@@ -356,7 +377,9 @@ class Conductor:
         rule = gate.on_reject if verdict["decision"] == "reject" else gate.on_inconclusive
         if rule == "stop":
             left = len(self.plan.rounds) - 1 - self.plan.rounds.index(decided)
-            self._outcome.stopped = f"stopped at the gate of round {decided.name!r}" + (f", {left} rounds left out" if left else "")
+            self._outcome.stopped = f"stopped at the gate of round {decided.name!r}" + (
+                f", {counted(left, 'round')} left out" if left else ""
+            )
             return True
         return False
 
@@ -368,9 +391,31 @@ class Conductor:
         if not gated and not any(row.step == decided.challenger and row.key == key for row in promotions):
             self._ledger.add_promotion(round_name=decided.name, step=decided.challenger, key=key, previous=previous)
             promotions = self._ledger.promotions()
-        # On a resume the earlier rounds are gone through again; the link must not walk back with them.
+        # On a resume the earlier rounds are gone through again; the link must not walk back with them, see :meth:`_settle`.
         if promotions and promotions[-1].key == key:
+            self._link_champion(key)
+
+    def _settle(self, last: RoundPlan) -> None:
+        """Has the ledger and the link say who holds the title when the ``last`` round has been decided.
+
+        They differ from it where a resume met other inputs: what was promoted of the former ones is not the champion of these."""
+        key = self._keys[self._title.champion]
+        promotions = self._ledger.promotions()
+        if promotions and promotions[-1].key != key:
+            gate = self._keys[last.gate] if last.gate is not None else None
+            previous = promotions[-1].key
+            self._ledger.add_promotion(round_name=last.name, step=self._title.champion, key=key, previous=previous, gate=gate)
+            self.progress.log(f"the title goes back to {self._title.champion!r}: what held it was made from other inputs")
+        self._link_champion(key)
+
+    def _link_champion(self, key: str) -> None:
+        if self._linked_champion() != key:
             link_atomically(self.folder.champion, f"artifacts/{key}")
+
+    def _linked_champion(self) -> str | None:
+        """The key of the artifact that the link names."""
+        link = self.folder.champion
+        return link.readlink().name if link.is_symlink() else None
 
     def _require_provable_guards(self, items_key: str) -> None:
         """The same refusal as before the run, now that the items have been counted."""

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,8 @@ class RunFolder:
     def begin(self, loaded: LoadedRecipe) -> None:
         """Writes down what was asked and what it means. Errors: :class:`~steelyard.errors.StorageError`."""
         write_text(self.path / "recipe.yaml", loaded.text)
-        write_json(self.path / MANIFEST_NAME, {"format": 1, "recipe": str(loaded.path), "recipe_dir": str(loaded.base), "sessions": []})
+        places = {"recipe": str(loaded.path), **self._recipe_places(loaded.base)}
+        write_json(self.path / MANIFEST_NAME, {"format": 1, **places, "sessions": []})
         write_json(self.path / _RESOLVED, loaded.recipe.to_json())
 
     def add_session(self, session: dict[str, Any]) -> None:
@@ -97,8 +99,30 @@ class RunFolder:
         return Recipe.from_json(self.resolved(), registry, self.recipe_dir())
 
     def recipe_dir(self) -> Path:
-        """The folder that the recipe's relative paths start from."""
-        return Path(self.manifest()["recipe_dir"])
+        """The folder that the recipe's relative paths start from: as it lies to the run, so that both can be moved together, or where it
+        was when the run began. Errors: :class:`UsageError` where it is in neither place."""
+        manifest = self.manifest()
+        noted, name = Path(manifest["recipe_dir"]), Path(manifest["recipe"]).name
+        beside = self.path.resolve() / manifest.get("recipe_dir_from_run", noted)
+        # Another folder may lie there by chance; the recipe's own holds the recipe.
+        for folder in (beside, noted):
+            if (folder / name).is_file():
+                return folder.resolve()
+        if noted.is_dir():
+            return noted
+        raise UsageError(
+            f"the folder of the recipe {name!r}, which its relative paths start from, is neither at {str(noted)!r} nor at "
+            f"{os.path.normpath(beside)!r}: say where it is with `steelyard resume {self.path} --recipe-dir FOLDER`"
+        )
+
+    def move_recipe_dir(self, recipe_dir: Path) -> None:
+        """Notes where the recipe's folder is now. Errors: :class:`UsageError` when it is no folder."""
+        if not recipe_dir.is_dir():
+            raise UsageError(f"--recipe-dir {str(recipe_dir)!r} is not a folder: name the one that the recipe's relative paths start from")
+        write_json(self.path / MANIFEST_NAME, {**self.manifest(), **self._recipe_places(recipe_dir.resolve())})
+
+    def _recipe_places(self, recipe_dir: Path) -> dict[str, str]:
+        return {"recipe_dir": str(recipe_dir), "recipe_dir_from_run": os.path.relpath(recipe_dir, self.path.resolve())}
 
     def prepare(self) -> None:
         """Makes the subfolders. Errors: :class:`~steelyard.errors.StorageError`."""

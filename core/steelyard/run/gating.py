@@ -15,13 +15,20 @@ if TYPE_CHECKING:
     from steelyard.recipe.schema import Recipe, Round
     from steelyard.recipe.suite import Suite
 
-__all__ = ["gate_facts", "round_policy", "weigh_round"]
+__all__ = ["gate_facts", "policy_of_look", "round_policy", "weigh_round"]
 
 
 def round_policy(recipe: Recipe, entry: Round, suite: Suite) -> PolicyConfig:
     """The policy of a round, with what the suite declares and the recipe leaves open."""
     declared = {task.name: {"weight": task.weight, "guard": task.guard, "margin": task.margin} for task in suite.tasks}
     return recipe.policy_of(entry).with_declared(declared)
+
+
+def policy_of_look(policy: PolicyConfig, earlier: int) -> PolicyConfig:
+    """The policy of a round that the run has decided ``earlier`` times before, of other models or data.
+
+    Each look has half the level of the one before it, so that all looks at a round, however many, have less than twice its level."""
+    return policy.model_copy(update={"alpha_improve": policy.average_alpha / 2**earlier})
 
 
 def gate_facts(challenger: Path, suites: Mapping[str, Suite]) -> GateFacts:

@@ -12,9 +12,12 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from steelyard.run.durable import storage_errors
+
+if TYPE_CHECKING:
+    from steelyard.run.local_config import LocalConfig
 
 __all__ = ["CHANNEL", "CONDUCTOR", "LocalLauncher", "LocalWorker", "worker_environment", "worker_threads"]
 
@@ -29,11 +32,13 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS
 class LocalLauncher:
     """A :class:`~steelyard.protocols.Launcher` that starts ``python -m steelyard.run.worker``."""
 
-    def __init__(self, config: Any = None):
-        del config
+    def __init__(self, config: LocalConfig | None = None):
+        self._threads = None if config is None else config.threads
 
     def start(self, environment: Mapping[str, str], log: Path) -> LocalWorker:
         """``log`` takes what the worker prints outside any step. Errors: :class:`~steelyard.errors.StorageError`."""
+        if self._threads is not None and not environment.get("STEELYARD_THREADS"):
+            environment = worker_environment({**environment, "STEELYARD_THREADS": str(self._threads)})
         reading, writing = os.pipe()
         try:
             with storage_errors(log), open(log, "ab") as output:

@@ -78,7 +78,7 @@ class VerdictRow:
 @dataclass(frozen=True, slots=True)
 class PromotionRow:
     """The title moved from artifact ``previous`` to artifact ``key``, made by ``step``. ``gate`` is the gate's key, None where the
-    recipe has no suite to gate by."""
+    recipe has no suite to gate by. After a resume with other inputs it may have moved back: to the base, or to a former champion."""
 
     id: int
     round: str
@@ -177,10 +177,10 @@ class Ledger:
                 self._insert("promotions", round=round_name, step=challenger_step, key=challenger, previous=champion, gate=key)
             self._insert_step(step, "gate", key, "done", seconds, round_name, {"decision": decision})
 
-    def add_promotion(self, *, round_name: str, step: str, key: str, previous: str) -> None:
-        """A promotion without a gate, where the recipe has nothing to gate by."""
+    def add_promotion(self, *, round_name: str, step: str, key: str, previous: str, gate: str | None = None) -> None:
+        """The title moves without a new verdict: where the recipe has nothing to gate by, or back to whom older verdicts give it."""
         with self._transaction():
-            self._insert("promotions", round=round_name, step=step, key=key, previous=previous, gate=None)
+            self._insert("promotions", round=round_name, step=step, key=key, previous=previous, gate=gate)
 
     # Reading
 

@@ -26,8 +26,9 @@ def model_lineage(
 ) -> dict[str, Any]:
     """The lineage of the model that ``task`` made. Holds no time and no path: the same work gives the same text.
 
-    Keys: ``format``, ``step``, ``kind``, ``key``, ``config``, ``seed``, ``weights_sha256``, ``parameters``, ``template_hash``, ``origin``
-    (of a base), ``data`` (step, key, rows, shares, certificate) and ``parents`` (role → the lineage of that model).
+    Keys: ``format``, ``step``, ``kind``, ``key``, ``config``, ``seed`` (None of a base that was there already), ``weights_sha256``,
+    ``parameters``, ``template_hash``, ``origin`` (of a base), ``data`` (step, key, rows, shares, certificate) and ``parents`` (role → the
+    lineage of that model).
     """
     parents: dict[str, dict[str, Any]] = {}
     for role in _MODEL_ROLES:
@@ -40,7 +41,7 @@ def model_lineage(
         "kind": kind,
         "key": task.key,
         "config": dict(task.config.get("options") or task.config.get("base") or {}),
-        "seed": task.seed,
+        "seed": task.seed if _draws(task) else None,
         "weights_sha256": weights.sha256 if weights else None,
         "parameters": weights.parameters if weights else None,
         "template_hash": facts.get("template_hash"),
@@ -48,6 +49,12 @@ def model_lineage(
         "data": _dataset(inputs["data"], task.input_keys["data"]) if "data" in inputs else None,
         "parents": parents,
     }
+
+
+def _draws(task: Task) -> bool:
+    """Whether the seed decides anything: a base that is there already is the same under every seed."""
+    base = task.config.get("base")
+    return base is None or base.get("new") is not None
 
 
 def _dataset(folder: Path, key: str) -> dict[str, Any]:
@@ -88,6 +95,8 @@ def find_lineage(place: Path) -> dict[str, Any]:
     champion = place / "champion"
     if champion.exists() and not (place / LINEAGE_NAME).is_file():
         return read_lineage(champion)
+    if (place / "resolved.json").is_file() and not (place / LINEAGE_NAME).is_file():
+        raise UsageError(f"the run in {str(place)!r} has no model yet: `steelyard resume {place}` goes on with it")
     return read_lineage(place)
 
 

@@ -164,7 +164,8 @@ def _planned_optimiser_steps(step: Step, before: Mapping[str, StepOutlook]) -> i
     epochs, batch_size = options.get("epochs"), options.get("batch_size")
     if rows is None or not isinstance(epochs, int | float) or not isinstance(batch_size, int):
         return None
-    return math.ceil(rows * epochs / batch_size)
+    # The last step of an epoch may have fewer rows.
+    return math.ceil(epochs * math.ceil(rows / batch_size))
 
 
 def _disk(recipe: Recipe, plan: Plan, recipe_dir: Path) -> int | None:

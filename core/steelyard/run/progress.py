@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Protocol, Self, TextIO
 
-__all__ = ["LiveProgress", "PlainProgress", "Progress", "SilentProgress", "open_progress"]
+__all__ = ["LiveProgress", "PlainProgress", "Progress", "SilentProgress", "counted", "duration", "open_progress"]
 
 _PLAIN_SECONDS = 10.0
+_TELLING = ("rl/accuracy", "dpo/accuracy", "train/loss")
+"""The metrics that say what became of a stage, the most telling first: a policy's loss is near zero whatever it learns."""
 
 
 class Progress(Protocol):
@@ -45,7 +47,7 @@ class PlainProgress:
         self._stream = stream
         self._steps = 0
         self._told = 0.0
-        self._first: tuple[float, float] | None = None
+        self._pace = _Pace()
 
     def __enter__(self) -> Self:
         return self
@@ -57,19 +59,18 @@ class PlainProgress:
         self._steps = steps
 
     def begin(self, step: str, position: int) -> None:
-        self._told, self._first = time.monotonic(), None
+        self._told, self._pace = time.monotonic(), _Pace()
         self.log(f"[{position}/{self._steps}] {step} …")
 
     def update(self, done: float, total: float | None, unit: str, note: str) -> None:
         now = time.monotonic()
-        # From the first word on: a step that was resumed begins with what it had done before.
-        began, had = self._first = self._first or (now, done)
+        rate = self._pace.at(now, done, unit)
         if now - self._told < _PLAIN_SECONDS:
             return
         self._told = now
-        rate = (done - had) / max(now - began, 1e-9)
-        parts = [f"{done:g}" + (f"/{total:g}" if total else "") + f" {unit}", f"{rate:.3g} {unit}/s"]
-        parts += [f"{duration((total - done) / rate)} left"] if total and rate > 0 else []
+        parts = [f"{done:g}" + (f"/{total:g}" if total else "") + f" {unit}"]
+        parts += [f"{rate:.3g} {unit}/s"] if rate else []
+        parts += [f"{duration((total - done) / rate)} left"] if total and rate else []
         self.log("    " + ", ".join([*parts, *([note] if note else [])]))
 
     def log(self, message: str) -> None:
@@ -79,6 +80,24 @@ class PlainProgress:
         took = "" if status == "reused" else f" in {duration(seconds)}"
         said = in_words(summary)
         self.log(f"[{position}/{self._steps}] {step} {status}{took}{f' — {said}' if said else ''}")
+
+
+class _Pace:
+    """How fast what is under way goes. A step counts one thing after another (pairs scored, then optimiser steps), so the clock starts
+    again when the unit changes or the count falls."""
+
+    def __init__(self) -> None:
+        self._unit: str | None = None
+        self._began = self._had = self._last = 0.0
+
+    def at(self, now: float, done: float, unit: str) -> float | None:
+        """Units a second, None before anything is known."""
+        if unit != self._unit or done < self._last:
+            # A step that was resumed begins with what it had done before.
+            self._unit, self._began, self._had = unit, now, done
+        self._last = done
+        passed = now - self._began
+        return (done - self._had) / passed if passed > 0 and done > self._had else None
 
 
 class SilentProgress(PlainProgress):
@@ -114,6 +133,8 @@ class LiveProgress:
         )
         self._run = self._bars.add_task("steps", total=None, rate="", note="")
         self._step: Any = None
+        self._pace = _Pace()
+        self._unit, self._done = "", 0.0
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -127,10 +148,14 @@ class LiveProgress:
 
     def begin(self, step: str, position: int) -> None:
         self._step = self._bars.add_task(step, total=None, rate="", note="")
+        self._pace, self._unit, self._done = _Pace(), "", 0.0
 
     def update(self, done: float, total: float | None, unit: str, note: str) -> None:
         if self._step is not None:
-            speed = self._bars.tasks[-1].speed
+            if unit != self._unit or done < self._done:
+                self._bars.reset(self._step, total=total, completed=0)
+            self._unit, self._done = unit, done
+            speed = self._pace.at(time.monotonic(), done, unit)
             rate = f"{speed:.3g} {unit}/s" if speed else unit
             self._bars.update(self._step, completed=done, total=total, rate=rate, note=note)
 
@@ -145,6 +170,11 @@ class LiveProgress:
         took = "" if status == "reused" else f" in {duration(seconds)}"
         said = in_words(summary)
         self.log(f"{step} {status}{took}{f' — {said}' if said else ''}")
+
+
+def counted(number: int, noun: str) -> str:
+    """``"1 round"``, ``"2 rounds"``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def duration(seconds: float) -> str:
@@ -165,7 +195,9 @@ def in_words(summary: Mapping[str, Any]) -> str:
             parts.append(f"{summary[name]:,} {name}")
     if summary.get("removed"):
         parts.append(f"{summary['removed']:,} removed")
-    parts += [f"{name} {value:.4g}" for name, value in (summary.get("metrics") or {}).items() if name in ("train/loss",)]
+    metrics = summary.get("metrics") or {}
+    telling = next((name for name in _TELLING if name in metrics), None)
+    parts += [f"{telling} {metrics[telling]:.4g}"] if telling is not None else []
     tasks = {name: task.get("score") for name, task in (summary.get("tasks") or {}).items()}
     parts += [f"{name} {score:.3f}" for name, score in list(tasks.items())[:8] if isinstance(score, int | float)]
     return ", ".join(parts)

@@ -68,12 +68,12 @@ def _named_files(file: Path, seen: set[Path]) -> Iterator[tuple[str, Path]]:
             # A module may import those that stand beside it.
             yield from ((path.name, path) for path in sorted(file.parent.glob("*.py")))
             continue
-        path = file.parent / value
-        if not _exists(path) or path.resolve() in (file.parent.resolve(), *seen):
-            continue
-        yield value, path
-        if path.suffix in (".yaml", ".yml"):
-            yield from _named_files(path, seen)
+        for path in _meant_by(value, file.parent):
+            if path.resolve() in seen:
+                continue
+            yield (value if path == file.parent / value else str(path.relative_to(file.parent))), path
+            if path.suffix in (".yaml", ".yml"):
+                yield from _named_files(path, seen)
 
 
 def _scalars(file: Path) -> Iterator[tuple[str, str]]:
@@ -97,9 +97,12 @@ def _scalars_under(node: Any) -> Iterator[tuple[str, str]]:
         yield from _scalars_under(inner[1] if isinstance(inner, tuple) else inner)
 
 
-def _exists(path: Path) -> bool:
-    """Whether the text was a path at all, and one that is there; prompts and splits are texts too."""
+def _meant_by(text: str, folder: Path) -> list[Path]:
+    """What is there of that name, or of those names. Prompts and splits are texts too, and name nothing."""
     try:
-        return path.exists()
-    except (OSError, ValueError):
-        return False
+        if "*" in text and Path(text).suffix and not any(map(str.isspace, text)):
+            return sorted(folder.glob(text))
+        path = folder / text
+        return [path] if path.exists() and not folder.resolve().is_relative_to(path.resolve()) else []
+    except (OSError, ValueError, NotImplementedError):
+        return []

@@ -14,7 +14,7 @@ from steelyard.run.folder import RunFolder
 from steelyard.run.ledger import FailureRow, Ledger, MetricsRow, PromotionRow, StepRow, VerdictRow
 from steelyard.run.lock import Holder, read_holder
 
-__all__ = ["RunView", "open_run"]
+__all__ = ["RunView", "find_run", "open_run"]
 
 
 class RunView:
@@ -126,9 +126,17 @@ class RunView:
         return self.folder.logs / f"{step}.log"
 
 
+def find_run(ref: Path | str, runs: Path = Path("runs")) -> Path:
+    """The folder that ``ref`` means: where there is none of that name, the one in ``runs``, where runs go by default."""
+    path = Path(ref)
+    if not path.exists() and len(path.parts) == 1 and RunFolder(runs / path).begun:
+        return runs / path
+    return path
+
+
 def open_run(run_dir: Path | str) -> RunView:
-    """A view of the run in ``run_dir``. Errors: :class:`UsageError` when it is no run."""
-    folder = RunFolder(Path(run_dir))
+    """A view of the run in ``run_dir``, see :func:`find_run`. Errors: :class:`UsageError` when it is no run."""
+    folder = RunFolder(find_run(run_dir))
     if not folder.path.is_dir():
         siblings = [p.name for p in folder.path.parent.glob("*") if p.is_dir()] if folder.path.parent.is_dir() else []
         raise UsageError(f"no run folder at {str(run_dir)!r}{nearest(folder.path.name, siblings)}")
