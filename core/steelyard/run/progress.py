@@ -111,11 +111,11 @@ class SilentProgress(PlainProgress):
 
 
 class LiveProgress:
-    """Two bars: the steps of the run, and the step that is running with its rate and the time left. Finished steps scroll up."""
+    """Two bars: the steps of the run, which are too unlike for an estimate, and the step that is running with its rate and the time left. Finished steps scroll up."""
 
     def __init__(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as Bars
 
         self._bars = Bars(
@@ -124,17 +124,16 @@ class LiveProgress:
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}", markup=False),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}", markup=False),
             TextColumn("{task.fields[note]}", markup=False),
             console=Console(stderr=True, highlight=False),
             transient=True,
             # Where stdout is not the terminal it must get its data untouched.
             redirect_stdout=sys.stdout.isatty(),
         )
-        self._run = self._bars.add_task("steps", total=None, rate="", note="")
+        self._run = self._bars.add_task("steps", total=None, rate="", left="", note="")
         self._step: Any = None
         self._pace = _Pace()
-        self._unit, self._done = "", 0.0
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -147,17 +146,16 @@ class LiveProgress:
         self._bars.update(self._run, total=steps)
 
     def begin(self, step: str, position: int) -> None:
-        self._step = self._bars.add_task(step, total=None, rate="", note="")
-        self._pace, self._unit, self._done = _Pace(), "", 0.0
+        self._step = self._bars.add_task(step, total=None, rate="", left="", note="")
+        self._pace = _Pace()
 
     def update(self, done: float, total: float | None, unit: str, note: str) -> None:
         if self._step is not None:
-            if unit != self._unit or done < self._done:
-                self._bars.reset(self._step, total=total, completed=0)
-            self._unit, self._done = unit, done
+            # Not rich's own estimate: to it what was done before a resume was done just now.
             speed = self._pace.at(time.monotonic(), done, unit)
             rate = f"{speed:.3g} {unit}/s" if speed else unit
-            self._bars.update(self._step, completed=done, total=total, rate=rate, note=note)
+            left = f"{duration((total - done) / speed)} left" if total and speed else ""
+            self._bars.update(self._step, completed=done, total=total, rate=rate, left=left, note=note)
 
     def log(self, message: str) -> None:
         self._bars.console.print(message, markup=False)
