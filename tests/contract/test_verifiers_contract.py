@@ -82,7 +82,7 @@ class _Truthy:
 
 class _Backtracks:
     def verify(self, completion: Completion, reference: Any) -> Verdict:
-        right = completion.text == "1" or re.match(r"\s*\s*x$", completion.text[:6000] + "y")
+        right = completion.text == "1" or re.match(r"\s*\s*x$", completion.text[:20_000] + "y")
         return Verdict.correct() if right else Verdict.incorrect()
 
 

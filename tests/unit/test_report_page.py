@@ -23,8 +23,8 @@ from steelyard.decontaminate import ItemIndex, Rule, clean
 from steelyard.errors import UsageError
 from steelyard.gate import PolicyConfig, weigh
 from steelyard.report import render_report, write_report
+from steelyard.report.headline import headline
 from steelyard.report.record import read_run
-from steelyard.report.rounds import headline
 from steelyard.rows import write_rows
 from steelyard.run.artifacts import ArtifactStore
 from steelyard.run.keys import step_key

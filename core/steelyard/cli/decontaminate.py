@@ -29,7 +29,11 @@ if TYPE_CHECKING:
 @click.option("--max-overlap", default=0.02, show_default=True, help="Share of a task's items above which the data is contaminated for it.")
 @click.option("--min-words", default=3, show_default=True, help="Items of fewer words match only a whole text.")
 @click.option(
-    "--action", type=click.Choice(["remove", "refuse", "report"]), default="remove", show_default=True, help="What becomes of a match, see above."
+    "--action",
+    type=click.Choice(["remove", "refuse", "report"]),
+    default="remove",
+    show_default=True,
+    help="What a match means, see above.",
 )
 @click.option("--reason", help="Why matched rows may stay; --action report needs it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the totals as JSON.")
@@ -51,8 +55,8 @@ def command(
 
     Writes report.json, certificate.json and the clean copy. A file of items has lines {"id", "text"} or {"id", "fields": {...}}.
 
-    --action remove leaves matched rows out. refuse does so too, but where DATA holds more than --max-overlap of a task's items it is refused
-    as a whole and no copy is written (exit code 5). report leaves every row in; the certificate then tells your --reason.
+    --action remove leaves matched rows out. refuse does so too, but where DATA holds more than --max-overlap of a task's items it is
+    refused as a whole and no copy is written (exit code 5). report leaves every row in; the certificate then tells your --reason.
     """
     if action == "report" and not (reason and reason.strip()):
         raise UsageError("--action report leaves matched rows in the data: say why with --reason TEXT")

@@ -129,12 +129,7 @@ def compare_arms(
         )
     arms = [[load_side(side, facts) for side in arm] for arm in (a, b)]
     first = arms[0][0]
-    reasons = [
-        f"{other.folder}: {reason}"
-        for arm in arms
-        for other in arm
-        for reason in _unlike(first, other)
-    ]
+    reasons = [f"{other.folder}: {reason}" for arm in arms for other in arm for reason in _unlike(first, other)]
     reasons += [reason for arm in arms for reason in _repeated_weights(arm)]
     if reasons:
         raise GateRefusal(reasons)

@@ -79,7 +79,8 @@ def load_evaluation(folder: Path | str, *, score_ranges: Mapping[str, ScoreRange
         raise UsageError(f"no evaluation folder at {str(folder)!r}: make one with `steelyard eval MODEL --suite SUITE --out {folder}`")
     if not (folder / "eval.json").is_file() and (folder / "resolved.json").is_file():
         raise UsageError(
-            f"{str(folder)!r} is a run folder; give an evaluation folder, such as one of its artifacts (`steelyard status {folder}` lists them)"
+            f"{str(folder)!r} is a run folder; give an evaluation folder, such as one of its artifacts "
+            f"(`steelyard status {folder}` lists them)"
         )
     ranges = dict(score_ranges or {})
     problems = _Problems()

@@ -65,7 +65,7 @@ def find_recipe(ref: str | Path, registry: Registry) -> Path:
     if ref not in known and place.is_file():
         return place
     if ref not in known and place.is_dir():
-        raise UsageError(f"the folder {str(place)!r} holds no {_IN_FOLDER}: give the recipe's file, or write one with `steelyard init {ref}`")
+        raise UsageError(f"the folder {str(place)!r} holds no {_IN_FOLDER}: give a recipe's file, or write one by `steelyard init {ref}`")
     return Path(registry.get("recipes", ref).path)
 
 

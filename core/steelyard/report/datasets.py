@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from steelyard.errors import DataError
-from steelyard.report.formatting import plain
+from steelyard.report.formatting import Fact, details, plain
 from steelyard.report.record import RunRecord, StepState
 
 __all__ = ["Dataset", "Leak", "Scan", "Share", "TaskRow", "datasets"]
@@ -76,7 +76,7 @@ class Dataset:
     key: str
     rows: int | None
     shares: tuple[Share, ...]
-    facts: tuple[tuple[str, str], ...]
+    facts: tuple[Fact, ...]
     scan: Scan | None
 
 
@@ -95,7 +95,7 @@ def _dataset(record: RunRecord, step: StepState, cleaned: StepState | None) -> D
         key=step.key,
         rows=_count(said.get("rows")),
         shares=tuple(_share(share, total) for share in shares),
-        facts=tuple((str(name), plain(value)) for name, value in _mapping(said.get("facts")).items()),
+        facts=tuple((str(name), details(value, plain)) for name, value in _mapping(said.get("facts")).items()),
         scan=_scan(record, cleaned) if cleaned else None,
     )
 

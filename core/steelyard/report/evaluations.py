@@ -18,6 +18,7 @@ __all__ = [
     "as_text",
     "changed_items",
     "choose_pairs",
+    "finite",
     "item_scores",
     "read_texts",
     "sampled_keys",
@@ -69,7 +70,7 @@ class Answer:
 
 def item_scores(record: RunRecord, folder: Path) -> dict[ItemKey, float | None]:
     """The score of every item and sample of an evaluation; None where its verifier failed."""
-    return {_key(row): _finite(row.get("score")) for row in record.lines(folder / "items.jsonl")}
+    return {_key(row): finite(row.get("score")) for row in record.lines(folder / "items.jsonl")}
 
 
 def task_facts(record: RunRecord, folder: Path) -> Mapping[str, Mapping[str, Any]]:
@@ -155,5 +156,6 @@ def _key(row: Mapping[str, Any]) -> ItemKey:
     return str(row.get("task", "")), str(row.get("id", "")), sample if isinstance(sample, int) else 0
 
 
-def _finite(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+def finite(value: Any) -> float | None:
+    """A number that a score or a bound can be; None for anything else."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None

@@ -4,14 +4,34 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-__all__ = ["bytes_text", "clip", "duration", "moment", "number", "plain", "points", "score", "short", "value_text", "visible"]
+__all__ = [
+    "Fact",
+    "bytes_text",
+    "clip",
+    "counted",
+    "details",
+    "duration",
+    "moment",
+    "number",
+    "plain",
+    "points",
+    "score",
+    "short",
+    "value_text",
+    "visible",
+]
 
 _UNSEEN = {code: chr(0x2400 + code) for code in range(32) if code not in (9, 10)} | {127: "␡"}
 _BIDI = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)], "\N{REPLACEMENT CHARACTER}")
 _CONTROLS = {**_UNSEEN, **_BIDI}
+
+
+Fact = tuple[str, str | tuple[tuple[str, str], ...]]
+"""A name and its value: a text, or names and texts of its own."""
 
 
 def visible(text: str) -> str:
@@ -52,6 +72,11 @@ def number(value: float | int | None) -> str:
     text = f"{value:.4g}"
     mantissa, sign, exponent = text.partition("e")
     return (mantissa + (f"e{int(exponent)}" if sign else "")).replace("-", "−")
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 row``, ``2,000 rows``."""
+    return f"{number(count)} {noun}{'' if count == 1 else 's'}"
 
 
 def duration(seconds: float | None) -> str:
@@ -105,3 +130,27 @@ def plain(value: Any) -> str:
 def value_text(value: Any) -> str:
     """A configuration value as it would stand in JSON; texts without their quotes."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def details(value: Any, leaf: Callable[[Any], str] = value_text) -> str | tuple[tuple[str, str], ...]:
+    """A fact's value: a mapping as names and texts, without those that are not set; anything else as a text."""
+    if not isinstance(value, Mapping):
+        return _flat(value, leaf)
+    return tuple((str(name), _flat(item, leaf)) for name, item in value.items() if item not in _UNSET)
+
+
+_UNSET: tuple[Any, ...] = (None, "", {}, [])
+
+
+def _flat(value: Any, leaf: Callable[[Any], str]) -> str:
+    """``default 0.03, correct 0.05``; what is nested deeper stands in parentheses."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_inner(item, leaf)}" for name, item in value.items() if item not in _UNSET)
+    if isinstance(value, list | tuple):
+        return ", ".join(_inner(item, leaf) for item in value)
+    return leaf(value)
+
+
+def _inner(value: Any, leaf: Callable[[Any], str]) -> str:
+    text = _flat(value, leaf)
+    return f"({text})" if isinstance(value, Mapping | list | tuple) else text

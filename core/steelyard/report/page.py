@@ -16,9 +16,10 @@ from steelyard.report import formatting
 from steelyard.report.completions import comparisons, step_samples
 from steelyard.report.curves import step_curves
 from steelyard.report.datasets import datasets
+from steelyard.report.headline import headline
 from steelyard.report.provenance import configuration, lineages, timings
 from steelyard.report.record import RunRecord, read_run
-from steelyard.report.rounds import headline, ladder, round_views
+from steelyard.report.rounds import ladder, round_views
 from steelyard.run.durable import storage_errors, write_text
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ __all__ = ["REPORT_NAME", "Report", "render_report", "save", "write_report"]
 
 REPORT_NAME = "report.html"
 _FILTERS: dict[str, Callable[..., Any]] = {
-    name: getattr(formatting, name) for name in ("duration", "number", "plain", "points", "score", "short")
+    name: getattr(formatting, name) for name in ("counted", "duration", "number", "plain", "points", "score", "short")
 }
 
 

@@ -9,13 +9,11 @@ from typing import Any
 
 from steelyard.errors import SteelyardError
 from steelyard.report.drawing import Bar
-from steelyard.report.formatting import bytes_text, number, short, value_text
+from steelyard.report.formatting import Fact, bytes_text, details, number, short
 from steelyard.report.record import RunRecord, StepState
 from steelyard.run.lineage import read_lineage
 
 __all__ = ["Configuration", "Lineage", "Node", "StageConfig", "Timing", "configuration", "lineages", "timings"]
-
-Fact = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -158,29 +156,22 @@ def _asked(recipe: Mapping[str, Any]) -> Iterator[Fact]:
         revision = f" at {base['revision']}" if base.get("revision") else ""
         yield "base", f"{told}{revision}"
         rest = {key: value for key, value in base.items() if key not in ("model", "revision", "new") and value is not None}
-        yield from ((key.replace("_", " "), value_text(value)) for key, value in rest.items())
+        yield from ((key.replace("_", " "), details(value)) for key, value in rest.items())
     if "seed" in recipe:
-        yield "seed", value_text(recipe["seed"])
+        yield "seed", details(recipe["seed"])
     for name in ("engine", "launcher"):
         if recipe.get(name):
-            yield name, _flat(_mapping(recipe[name]))
+            yield name, details(_mapping(recipe[name]))
     for name in ("suites", "decontaminate", "gate"):
         if recipe.get(name):
-            yield name, _flat(_mapping(recipe[name]))
-
-
-def _flat(entry: Mapping[str, Any]) -> str:
-    """A mapping in one line, its kind first; keys without a value are left out."""
-    kind = str(entry["kind"]) if "kind" in entry else ""
-    rest = ", ".join(f"{key} {value_text(value)}" for key, value in entry.items() if key != "kind" and value not in (None, {}, [], ""))
-    return f"{kind} ({rest})" if kind and rest else kind or rest
+            yield name, details(_mapping(recipe[name]))
 
 
 def _stages(recipe: Mapping[str, Any]) -> Iterator[StageConfig]:
     for entry in recipe.get("rounds") or ():
         for stage in _mapping(entry).get("stages") or ():
             given = {key: value for key, value in stage.items() if key not in ("name", "kind") and value not in (None, {}, [])}
-            keys = tuple((key, value_text(value)) for key, value in given.items())
+            keys = tuple((key, details(value)) for key, value in given.items())
             yield StageConfig(str(entry.get("name", "")), str(stage.get("name", "")), str(stage.get("kind", "")), keys)
 
 
@@ -202,7 +193,7 @@ def _hardware(hardware: Mapping[str, Any]) -> Iterator[Fact]:
         elif name == "accelerators":
             yield "accelerators", ", ".join(map(str, value)) if value else "none"
         elif value not in (None, ""):
-            yield name.replace("_", " "), value_text(value)
+            yield name.replace("_", " "), details(value)
 
 
 def timings(record: RunRecord) -> list[Timing]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from steelyard.errors import ArtifactError
+from steelyard.report.formatting import counted
 from steelyard.run.artifacts import MANIFEST, read_manifest
 from steelyard.run.ledger import FailureRow, MetricsRow, PromotionRow, StepRow, VerdictRow
 from steelyard.run.view import open_run
@@ -158,7 +159,7 @@ class RunRecord:
         except OSError as error:
             self.note(f"{_place(path, self.folder)} cannot be read: {error}")
         if broken:
-            self.note(f"{_place(path, self.folder)} has {broken} broken lines")
+            self.note(f"{_place(path, self.folder)} has {counted(broken, 'broken line')}")
 
     def note(self, problem: str) -> None:
         """Keeps what could not be read, for the reader; once."""

@@ -111,7 +111,8 @@ class SilentProgress(PlainProgress):
 
 
 class LiveProgress:
-    """Two bars: the steps of the run, which are too unlike for an estimate, and the step that is running with its rate and the time left. Finished steps scroll up."""
+    """Two bars: the steps of the run, and the step that is running with its rate and the time left. Finished steps scroll up. The steps
+    of a run are too unlike to say when it ends."""
 
     def __init__(self) -> None:
         from rich.console import Console
