@@ -268,7 +268,7 @@ def test_a_full_disk_is_named_and_after_making_room_the_run_goes_on(
     ran = steelyard("run", "recipe.yaml", "--run-dir", small_disk / "run", cwd=tmp_path / "project")
     assert ran.returncode == 5, ran.stderr
     # Which of the two writes hits the full disk first, the step's or the ledger's, is a race; either is named.
-    assert f"cannot write '{small_disk}/run/" in ran.stderr and "the disk is full (" in ran.stderr and " free)" in ran.stderr
+    assert f"cannot write '{small_disk}/run" in ran.stderr and "the disk is full (" in ran.stderr and " free)" in ran.stderr
     made = models_of(small_disk / "run")
     assert {step: made[step] for step in made if step != "first/b"} == {step: undisturbed[step] for step in made}
 

@@ -379,14 +379,15 @@ def test_the_title_says_how_far_the_run_came(tmp_path):
             if maker.gate(number, name, champion, step, (evaluation, f"eval/{name}/dev"))["decision"] == "promote":
                 champion, evaluation = step, f"eval/{name}/dev"
         maker.ledger.close()
-        titles.append(headline(read_run(maker.folder)).title)
+        top = headline(read_run(maker.folder))
+        titles.append((top.title, top.tally))
     assert titles == [
-        "Promoted in 1 of 1 round, 2 not decided",
-        "Rejected; promoted in 1 of 2 rounds, 1 not decided",
-        "Rejected; no round promoted, 2 not decided",
-        "Rejected; promoted in 2 of 3 rounds",
-        "Inconclusive; no round promoted, 2 not decided",
-        "Promoted in all 3 rounds",
+        ("Promoted in 1 of 3 rounds", "2 not run"),
+        ("Refused at two: add fell by 32.7 points (margin 10), and 2 more guarded tasks fell", "1 of 3 rounds promoted; 1 refused, 1 not run"),
+        ("", ""),
+        ("", ""),
+        ("", ""),
+        ("Promoted in all 3 rounds", ""),
     ]
 
 

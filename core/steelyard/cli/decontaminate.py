@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     type=click.Choice(["remove", "refuse", "report"]),
     default="remove",
     show_default=True,
-    help="What a match means, see above.",
+    help="What a match means; see above.",
 )
 @click.option("--reason", help="Why matched rows may stay; --action report needs it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the totals as JSON.")
