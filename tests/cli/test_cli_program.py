@@ -85,6 +85,11 @@ def test_every_command_can_be_imported_and_has_help(tmp_path: Path) -> None:
     [
         (["recipse"], "error: no command 'recipse' (did you mean 'recipes'?)"),
         (["--frob"], "error: no such option '--frob'"),
+        (["run", "quickstart", "--seed", "2"], "error: no such option '--seed'; a recipe's key is changed without dashes: `seed=2` (see"),
+        (
+            ["run", "quickstart", "--stages.sft.lr=1e-5"],
+            "error: no such option '--stages.sft.lr'; a recipe's key is changed without dashes",
+        ),
         (["recipes", "show"], "error: missing argument 'RECIPE'"),
         (["recipes", "show", "nowhere"], "error: no recipe named 'nowhere'"),
         (["--no-plugin", "nobody", "doctor", "--no-torch"], "error: --no-plugin 'nobody': no such plugin"),
@@ -95,6 +100,19 @@ def test_a_wrong_call_is_one_line_and_exit_2(tmp_path: Path, arguments: list[str
     assert (told.returncode, told.stdout) == (2, "")
     assert told.stderr.startswith(said)
     assert told.stderr.count("\n") == 1
+
+
+def test_a_run_is_found_by_its_name_and_one_without_a_model_says_so(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "mine"
+    run.mkdir(parents=True)
+    (run / "resolved.json").write_text('{"name": "mine"}')
+    told = steelyard("status", "mine", "--json", cwd=tmp_path)
+    assert told.returncode == 0 and json.loads(told.stdout)["run_dir"] == "runs/mine"
+    told = steelyard("lineage", "mine", cwd=tmp_path)
+    assert told.returncode == 2 and "the run in 'runs/mine' has no model yet" in told.stderr
+    # What is here comes before what is in runs/.
+    (tmp_path / "mine").mkdir()
+    assert "'mine' is not a run folder" in steelyard("status", "mine", cwd=tmp_path).stderr
 
 
 def test_no_command_is_help_on_stderr_and_exit_2(tmp_path: Path) -> None:

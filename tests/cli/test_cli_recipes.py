@@ -105,12 +105,24 @@ def test_a_recipe_file_that_is_not_there_is_exit_2(tmp_path: Path) -> None:
     assert told.stderr.startswith("error: no recipe file 'nowhere.yaml'; `steelyard recipes list` shows")
 
 
+def test_a_folder_stands_for_the_recipe_in_it(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "recipe.yaml").write_text("steelyard: 1\nname: my-own\nbogus: 1\n")
+    for ref, cwd in (("mine", tmp_path), ("../mine", tmp_path / "mine"), ("./mine/", tmp_path)):
+        done = steelyard("plan", ref, cwd=cwd)
+        assert done.returncode == 2 and "recipe.yaml:3: unknown key 'bogus'" in done.stderr
+    (tmp_path / "bare").mkdir()
+    done = steelyard("plan", "bare", cwd=tmp_path)
+    assert done.returncode == 2 and "the folder 'bare' holds no recipe.yaml" in done.stderr
+
+
 def test_every_named_recipe_is_right(tmp_path: Path) -> None:
     listed = steelyard("recipes", "list", "--json", cwd=tmp_path)
     assert listed.returncode == 0
     for recipe in json.loads(listed.stdout):
         shown = steelyard("recipes", "show", recipe["name"], "--resolved", cwd=tmp_path)
         assert shown.returncode == 0, shown.stderr
+        assert recipe["summary"] and json.loads(shown.stdout)["summary"] == recipe["summary"]
 
 
 def test_every_named_suite_is_right(tmp_path: Path) -> None:

@@ -134,6 +134,14 @@ def test_decontaminate_refuses_when_told_to(tmp_path: Path) -> None:
     assert not (tmp_path / "data.decontaminated" / "clean.jsonl").exists()
 
 
+def test_leaving_matches_in_without_a_reason_names_the_option(tmp_path: Path) -> None:
+    (tmp_path / "items.jsonl").write_text(json.dumps({"id": "q1", "text": QUESTION}) + "\n")
+    (tmp_path / "data.jsonl").write_text(json.dumps({"text": QUESTION}) + "\n")
+    done = steelyard("decontaminate", tmp_path / "data.jsonl", "--against", tmp_path / "items.jsonl", "--action", "report")
+    assert done.returncode == 2
+    assert "--reason TEXT" in done.stderr
+
+
 def test_decontaminate_against_an_unknown_suite_names_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "data.jsonl").write_text(json.dumps({"text": QUESTION}) + "\n")
     done = steelyard("decontaminate", tmp_path / "data.jsonl", "--against", "quickstart-dve")

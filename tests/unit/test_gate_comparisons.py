@@ -83,6 +83,12 @@ def test_comparing_evaluations_of_other_items_is_refused():
         compare_evaluations(evaluation("a", {"gsm8k": [1, 0]}), evaluation("b", {"gsm8k": [1, 0]}), weights={"gsm8": 2})
 
 
+def test_evaluations_of_different_suites_are_refused_for_that_alone():
+    with pytest.raises(GateRefusal) as caught:
+        compare_evaluations(evaluation("a", {"math": [1.0, 0.0]}), evaluation("b", {"chess": [1.0]}, suite="unseen"))
+    assert len(caught.value.reasons) == 1 and "the suite differs: 'dev'" in caught.value.reasons[0]
+
+
 def test_recipes_are_compared_by_welch_on_the_means_of_their_seeds():
     arm_a = [evaluation(f"a{s}", {"t": coin(s, 200, 0.5), "u": coin(s + 50, 100, 0.5)}) for s in range(3)]
     arm_b = [evaluation(f"b{s}", {"t": coin(s + 20, 200, 0.6), "u": coin(s + 70, 100, 0.6)}) for s in range(4)]

@@ -331,6 +331,23 @@ def test_another_suite_version_or_harness_is_refused(old, better, key, what):
     assert what in refusal(old, better)
 
 
+@pytest.mark.parametrize("header", [{"suite": "other", "suite_version": "9"}, {"suite_version": "9"}])
+def test_of_another_suite_only_that_is_said(old, tmp_path, header):
+    new = folder(tmp_path / "new", rows("chess", answers(500, 100), hash_="h9"), **header)
+    with pytest.raises(GateRefusal) as caught:
+        weigh(old, new, POLICY)
+    what = "suite" if "suite" in header else "suite version"
+    assert len(caught.value.reasons) == 1 and caught.value.reasons[0].startswith(f"the {what} differs: ")
+
+
+def test_a_run_folder_is_told_from_an_evaluation_folder(old, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "resolved.json").write_text("{}")
+    with pytest.raises(UsageError, match="is a run folder; give an evaluation folder, such as one of its artifacts"):
+        weigh(run, old, POLICY)
+
+
 @pytest.mark.parametrize("side", ["champion", "challenger"])
 def test_a_verifier_error_rate_above_the_limit_is_refused_on_either_side(old, tmp_path, side):
     items = rows("math", answers(1000, 500)) + rows("code", answers(1000, 400))

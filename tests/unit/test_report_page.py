@@ -96,7 +96,8 @@ class RunFolderMaker:
         rows.append({"messages": [{"role": "user", "content": f"So: {LEAK}. {self.facts['text']}"}], "source": self.facts["source"]})
         share = {"source": self.facts["source"], "rows_available": 480, "rows_taken": 21, "tokens": 9876, "requested": "count 21"}
         share["dropped"] = {"too long": 3}
-        made = self.make(f"data/{name}", "data", lambda folder, _: write_rows(folder, rows, {"shares": [share], "facts": {"pairs": 17}}))
+        facts = {"pairs": 17, "sampling": {"correct": 1169, "prompts without a pair": 820}}
+        made = self.make(f"data/{name}", "data", lambda folder, _: write_rows(folder, rows, {"shares": [share], "facts": facts}))
 
         def scan(folder, _):
             index = ItemIndex.build([{"task": self.tasks[0], "id": "leaked", "text": LEAK}], Rule())
@@ -367,37 +368,110 @@ def test_a_failure_and_an_interruption_stand_under_the_verdict(tmp_path):
 
 
 def test_the_title_says_how_far_the_run_came(tmp_path):
-    titles = []
+    tops = []
     for skills in ((0.6,), (0.6, 0.3), (0.1,), (0.6, 0.9, 0.2), (0.28,), (0.5, 0.7, 0.9)):
-        maker = RunFolderMaker(tmp_path / f"run{len(titles)}")
+        maker = RunFolderMaker(tmp_path / f"run{len(tops)}")
         clean_key = [maker.model("base", "import", {}), maker.data("chats"), maker.evaluate("eval/base/dev", "base", 0.3)][1]
         champion, evaluation = "base", "eval/base/dev"
         for number, (skill, (name, stage)) in enumerate(zip(skills, ROUNDS, strict=False), start=1):
             step = f"{name}/{stage}"
             maker.model(step, stage, {"model": maker.keys[champion], "data": clean_key}, name)
             maker.evaluate(f"eval/{name}/dev", step, skill)
-            if maker.gate(number, name, champion, step, (evaluation, f"eval/{name}/dev"))["decision"] == "promote":
+            verdict = maker.gate(number, name, champion, step, (evaluation, f"eval/{name}/dev"))
+            if verdict["decision"] == "promote":
                 champion, evaluation = step, f"eval/{name}/dev"
         maker.ledger.close()
+        task, facts = min(verdict["tasks"].items(), key=lambda entry: entry[1]["diff"])
         top = headline(read_run(maker.folder))
-        titles.append((top.title, top.tally))
-    assert titles == [
+        average = f"average fell by {-100 * verdict['average']['diff']:.1f} points"
+        tops.append(
+            (
+                top.title.replace(average, "AVERAGE fell").replace(f"{task} fell by {-100 * facts['diff']:.1f} points", "WORST fell"),
+                top.tally,
+            )
+        )
+    assert tops == [
         ("Promoted in 1 of 3 rounds", "2 not run"),
-        ("Refused at two: add fell by 32.7 points (margin 10), and 2 more guarded tasks fell", "1 of 3 rounds promoted; 1 refused, 1 not run"),
-        ("", ""),
-        ("", ""),
-        ("", ""),
+        ("Refused at two: WORST fell (margin 10), and 2 more guarded tasks fell", "1 of 3 rounds promoted; 1 refused, 1 not run"),
+        ("Refused at one: the AVERAGE fell", "none of 3 rounds promoted; 1 refused, 2 not run"),
+        ("Refused at three: WORST fell (margin 10), and 2 more guarded tasks fell", "2 of 3 rounds promoted; 1 refused"),
+        ("Inconclusive at one: the average is proven neither better nor worse", "none of 3 rounds promoted; 1 inconclusive, 2 not run"),
         ("Promoted in all 3 rounds", ""),
     ]
+
+
+def decided(folder, change):
+    """A run of two recipe rounds of which the first has this verdict, changed by hand, and the second has begun."""
+    maker = RunFolderMaker(folder)
+    maker.model("base", "import", {})
+    maker.evaluate("eval/base/dev", "base", 0.3)
+    maker.model("one/sft", "sft", {"model": maker.keys["base"]}, "one")
+    maker.evaluate("eval/one/dev", "one/sft", 0.6)
+    verdict = weigh(*(maker.store.open(maker.keys[f"eval/{who}/dev"]) for who in ("base", "one")), PolicyConfig(margins={"default": 0.1}))
+    content = verdict.to_json()
+    change(content)
+    sides = {"champion": maker.keys["base"], "challenger": maker.keys["one/sft"], "challenger_step": "one/sft"}
+    maker.ledger.add_decision(round_name="one", step="gate/one", key="1" * 32, verdict=content, seconds=0.1, **sides)
+    maker.ledger.add_step("two/dpo", "stage", "c" * 32, "started", round_name="two")
+    maker.ledger.close()
+    return headline(read_run(folder))
+
+
+def test_the_title_names_the_reason_where_it_is_not_a_guard_that_fell(tmp_path):
+    def worse(verdict):
+        verdict["decision"], verdict["average"] = "reject", {**verdict["average"], "diff": -0.042, "status": "worse"}
+
+    def open_guard(verdict):
+        verdict["decision"], verdict["tasks"]["sort"]["status"] = "inconclusive", "inconclusive"
+
+    def objection(verdict):
+        verdict["decision"], verdict["objections"] = "inconclusive", ["answers leak"]
+
+    tops = [decided(tmp_path / change.__name__, change) for change in (worse, open_guard, objection)]
+    assert [top.title for top in tops] == [
+        "Refused at one: the average fell by 4.2 points",
+        "Inconclusive at one: sort is not proven to stay within its margin of 10",
+        "Inconclusive at one: an objection keeps the champion",
+    ]
+    assert tops[0].tally == "none of 3 rounds promoted; 1 refused, 1 not decided, 1 not run"
+
+
+def test_a_refused_challenger_has_its_scores_beside_the_champions(run, page):
+    table = page.text[page.text.index("Scores by task") : page.text.index("Paired differences", page.text.index("Scores by task"))]
+    assert "task base dev one/sft dev two/dpo dev refused three/grpo dev" in table
+    right = [sum(random.Random(f"add{i}").random() < skill for i in range(run.items)) for skill in (0.2, *SKILLS)]
+    scores = [f"{100 * count / run.items:.1f}" for count in right]
+    columns = ("base dev", "one/sft dev", "two/dpo dev (refused)", "three/grpo dev")
+    assert "add " + " ".join(f"{column} {value}" for column, value in zip(columns, scores, strict=True)) in table
+
+
+def test_facts_and_settings_are_lines_and_not_json(page):
+    data = page.text[page.text.index("data/chats") :]
+    assert "pairs 17 sampling correct 1,169 prompts without a pair 820" in data
+    assert "gate policy non_inferiority alpha 0.05 margins default 0.1" in page.text
 
 
 def test_over_fitting_to_dev_is_told_at_the_top(tmp_path):
     maker = RunFolderMaker(tmp_path / "run")
     maker.whole_run()
-    gap = {"sentence": "over-fitted to dev: dev gain +27 points, unseen gain +13", "overfitted": True, "opened": 2}
+    maker.ledger = Ledger(maker.folder / "ledger.db")
+    maker.evaluate("eval/base/unseen", "base", 0.2)
+    maker.tasks = ("add", "sort")
+    maker.evaluate("eval/champion/unseen", "three/grpo", 0.21)
+    maker.ledger.close()
+    gap = {"sentence": "over-fitted to dev: dev gain +70 points, unseen gain +13", "overfitted": True, "opened": 2}
+    gap |= {"dev_gain": 0.702, "unseen_gain": 0.131}
     (maker.folder / "unseen.json").write_text(json.dumps(gap))
     html = render_report(maker.folder).html
-    assert f"{gap['sentence']}; the unseen suite was opened 2 times" in Page(html).text and '<li class="alarm">' in html
+    page = Page(html)
+    assert "Promoted in 2 of 3 rounds On the unseen suite it gained 13 of the 70 points that it gained on dev" in page.text
+    assert f"{gap['sentence']}; the unseen suite was opened 2 times" in page.text and '<li class="alarm">' in html
+    right = {(t, s): sum(random.Random(f"{t}{i}").random() < s for i in range(maker.items)) for t in maker.tasks for s in (0.21, 0.9)}
+    told = ", ".join(f"{t} {right[t, 0.21] * 2.5:.1f} (dev {right[t, 0.9] * 2.5:.1f})" for t in maker.tasks)
+    assert f"unseen scores that stayed within 5 points of the base's: {told}" in page.text
+    (maker.folder / "unseen.json").write_text(json.dumps({**gap, "overfitted": False, "opened": 1}))
+    text = Page(render_report(maker.folder).html).text
+    assert "the unseen suite was opened once" in text and "On the unseen suite" not in text and "unseen scores that stayed" not in text
 
 
 def test_what_is_missing_or_torn_is_named_and_the_rest_is_told(tmp_path):
@@ -483,6 +557,9 @@ def test_a_browser_shows_the_verdict_above_the_fold_and_asks_for_nothing(browser
             browser.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
             widths = browser.execute_script("return [document.documentElement.scrollWidth, window.innerWidth]")
             assert widths[0] <= widths[1] == width
+            scores = "const box = document.querySelector('#ladder .scroll'); return [box.scrollWidth, box.clientWidth]"
+            wanted, given = browser.execute_script(scores)
+            assert wanted <= given or maker is hostile
             assert browser.execute_script("return [document.scripts.length, document.images.length]") == [0, 0]
         assert browser.get_log("browser") == []
         asked = [json.loads(row["message"])["message"] for row in browser.get_log("performance")]

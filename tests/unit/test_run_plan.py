@@ -13,8 +13,9 @@ from steelyard.plugins import Registry, load_registry
 from steelyard.recipe import load_recipe, load_suite
 from steelyard.run.folder import RunFolder, choose_folder
 from steelyard.run.gating import round_policy
-from steelyard.run.outlook import look_ahead, plan_gates
-from steelyard.run.plan import Plan, Title, make_plan
+from steelyard.run.outlook import StepOutlook, _planned_optimiser_steps, look_ahead, plan_gates
+from steelyard.run.plan import Plan, Step, Title, make_plan
+from steelyard_torch.batching import StepSampler
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "fixtures" / "light_lab"))
 from light_lab import OTHER_PLUGINS, PLUGIN, RECIPE, make_project
@@ -266,6 +267,14 @@ def test_one_seed_serves_all_evaluations_of_a_suite(project: Path, registry: Reg
 
 
 # What lies ahead
+
+
+@pytest.mark.parametrize(("rows", "epochs", "batch_size"), [(3001, 2, 16), (1000, 1.5, 64), (6000, 1, 16), (5, 0.3, 8)])
+def test_the_outlook_rounds_optimiser_steps_as_training_does(rows: int, epochs: float, batch_size: int) -> None:
+    step = Step("r/a", "stage", {"options": {"epochs": epochs, "batch_size": batch_size}}, {"data": "d"})
+    before = {"d": StepOutlook("d", "data", "", True, False, {}, rows=rows)}
+    trained = StepSampler([1] * rows, batch_size=batch_size, seed=0, epochs=epochs).total_steps
+    assert _planned_optimiser_steps(step, before) == trained
 
 
 def test_the_outlook_tells_steps_rows_and_what_guards_can_show(project: Path, registry: Registry) -> None:

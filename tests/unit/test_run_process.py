@@ -172,6 +172,51 @@ def test_plain_progress_tells_rate_and_time_left_of_this_session(monkeypatch: py
     ]
 
 
+def test_the_rate_starts_again_where_the_unit_changes_or_the_count_falls(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: clock[0])
+    stream = io.StringIO()
+    shown = PlainProgress(stream)
+    shown.begin("r/dpo", 1)
+    for seconds, done, total, unit in (
+        (1, 0, 400, "pairs"),
+        (8, 400, 400, "pairs"),
+        (2, 3, 38, "steps"),
+        (10, 13, 38, "steps"),
+        (10, 2, 38, "steps"),
+    ):
+        clock[0] += seconds
+        shown.update(done, total, unit, "")
+    assert stream.getvalue().splitlines()[1:] == ["    3/38 steps", "    13/38 steps, 1 steps/s, 25.0 s left", "    2/38 steps"]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "said"),
+    [
+        ({"train/loss": 2.7e-09, "rl/accuracy": 0.875}, "rl/accuracy 0.875"),
+        ({"train/loss": 0.5, "dpo/accuracy": 0.75}, "dpo/accuracy 0.75"),
+        ({"train/loss": 0.5}, "train/loss 0.5"),
+        ({}, ""),
+    ],
+)
+def test_a_finished_stage_tells_its_most_telling_metric(metrics: dict[str, float], said: str) -> None:
+    assert progress_module.in_words({"metrics": metrics}) == said
+
+
+def test_time_left_on_a_terminal_counts_from_where_a_resumed_step_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1000.0]
+    shown = progress_module.LiveProgress()
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: clock[0])
+    shown.planned(3)
+    shown.begin("r/a", 2)
+    shown.update(100, 200, "steps", "")
+    clock[0] += 10
+    shown.update(150, 200, "steps", "")
+    run, step = shown._bars.tasks
+    assert (step.fields["rate"], step.fields["left"]) == ("5 steps/s", "10.0 s left")
+    assert run.fields["left"] == ""
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(0.04, "0.0 s"), (59.94, "59.9 s"), (61, "1 min 01 s"), (7800, "2 h 10 min")])
 def test_durations_are_told_in_fitting_units(seconds: float, text: str) -> None:
     assert duration(seconds) == text

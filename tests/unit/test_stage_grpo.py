@@ -247,6 +247,9 @@ def test_a_stage_that_stops_for_want_of_signal_shows_what_it_sampled(bench: Any)
     with pytest.raises(TrainingError, match="look at the samples"):
         Grpo(context.config).run(context)
     assert [sample["step"] for sample in context.io.samples] == [1] * 6 + [3] * 6
+    # The first of ten such steps is told, and why.
+    (told,) = [line for line in context.io.lines if "no group to learn from" in line]
+    assert told.startswith("rollout step 1 ") and "(0 groups all right, " in told and " all wrong" in told
     assert {sample["reward"] for sample in context.io.samples} == {0.0}
 
 

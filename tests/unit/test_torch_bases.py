@@ -18,6 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from steelyard.errors import ModelError
 from steelyard.protocols import StageContext
+from steelyard_torch import bases
 from steelyard_torch.bases import character_tokenizer, choose_pad_token, import_base, new_model
 from steelyard_torch.config import ImportConfig
 from steelyard_torch.import_stage import Import
@@ -108,6 +109,19 @@ def test_a_pickle_file_and_a_name_that_is_nothing_are_refused(tmp_path: Path) ->
         import_base(str(tmp_path / "none.gguf"), tmp_path / "out")
     with pytest.raises(ModelError, match=r"neither a folder, a .gguf file nor a hub id"):
         import_base("no/such/hub/id", tmp_path / "out")
+
+
+def test_what_the_hub_says_is_told_in_one_clause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*_: object, **__: object) -> str:
+        raise OSError("Cannot reach huggingface.co.\nCheck your connection and try again.")
+
+    monkeypatch.setattr(bases, "snapshot_download", gone)
+    with pytest.raises(ModelError) as caught:
+        import_base("owner/model", tmp_path / "out")
+    assert str(caught.value) == (
+        "base model 'owner/model' is no local folder and could not be fetched from the hub (Cannot reach huggingface.co); "
+        "give a local folder or a .gguf file to work offline"
+    )
 
 
 # GGUF files are written with the reference writer, the `gguf` package of llama.cpp.

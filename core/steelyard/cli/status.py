@@ -20,7 +20,7 @@ __all__ = ["command"]
 @click.argument("run_dir", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the status as JSON.")
 def command(run_dir: Path, as_json: bool) -> None:
-    """Show how far the run in RUN_DIR is. Takes no lock and changes nothing."""
+    """Show how far the run in RUN_DIR is, a folder or the name of one in runs/. Takes no lock and changes nothing."""
     from steelyard.run.view import open_run
 
     with open_run(run_dir) as view:

@@ -6,6 +6,7 @@ pydantic model. Validation needs the registry, as ``context={"registry": registr
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
@@ -77,6 +78,13 @@ class Entry(Section):
         common = {key: value for key, value in data.items() if key in cls.own_keys()}
         spec = cls._spec(data, registry, complaints)
         if spec is None:
+            # The other mistakes of the entry are told at once, where it is plain which kind was meant.
+            meant = _nearest_spec(data.get("kind"), {n: s for n, s in registry.all(cls.family).items() if not getattr(s, "hidden", False)})
+            if meant is not None:
+                further = Complaints()
+                cls._options(meant, {k: v for k, v in data.items() if k not in common}, registry, info, further)
+                if not any(complaint.of_plugin for complaint in further):
+                    complaints.take(further)
             raise complaints.to_error()
         rest = {key: value for key, value in data.items() if key not in common}
         options = cls._options(spec, rest, registry, info, complaints)
@@ -308,6 +316,12 @@ def _registry(info: ValidationInfo) -> Registry:
     if registry is None:
         raise TypeError("a recipe's entries are validated with context={'registry': registry}")
     return registry  # type: ignore[no-any-return]
+
+
+def _nearest_spec(kind: Any, known: Mapping[str, Any]) -> Any:
+    """The descriptor whose name :func:`nearest` would offer for a misspelt kind; None where no name is near."""
+    close = difflib.get_close_matches(kind, known, n=1, cutoff=0.6) if isinstance(kind, str) else []
+    return known[close[0]] if close else None
 
 
 def _load_model(spec: Any) -> type[BaseModel]:
