@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from steelyard.run.ledger import Ledger
+
 HEAVY = ("torch", "transformers", "datasets", "lm_eval", "vllm")
 
 
@@ -113,6 +115,20 @@ def test_a_run_is_found_by_its_name_and_one_without_a_model_says_so(tmp_path: Pa
     # What is here comes before what is in runs/.
     (tmp_path / "mine").mkdir()
     assert "'mine' is not a run folder" in steelyard("status", "mine", cwd=tmp_path).stderr
+
+
+def test_status_tells_failures_only_of_steps_that_are_not_done_since(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "mine"
+    run.mkdir(parents=True)
+    (run / "resolved.json").write_text('{"name": "mine"}')
+    ledger = Ledger(run / "ledger.db")
+    for step, statuses in {"r/a": ("started", "failed", "started", "done"), "r/b": ("started", "failed")}.items():
+        for status in statuses:
+            ledger.add_step(step, "stage", "k" * 64, status)
+        ledger.add_failure(step, "k" * 64, "TrainingError", f"{step} went wrong")
+    ledger.close()
+    told = json.loads(steelyard("status", "mine", "--json", cwd=tmp_path).stdout)
+    assert [failure["message"] for failure in told["failures"]] == ["r/b went wrong"]
 
 
 def test_no_command_is_help_on_stderr_and_exit_2(tmp_path: Path) -> None:

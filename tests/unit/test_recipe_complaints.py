@@ -196,6 +196,16 @@ def test_several_mistakes_are_told_in_the_order_of_the_file(tmp_path: Path, regi
     ]
 
 
+def test_a_misspelt_kind_hides_no_other_mistake_of_its_entry(tmp_path: Path, registry: Registry) -> None:
+    said = complaint(tmp_path, registry, RECIPE.replace("kind: sft, data: chats, lr: 1e-3", "kind: sftt, data: chats, lrr: 3, epochs: x"))
+    lines = [line.partition(": ")[2] for line in said.splitlines()]
+    assert lines == [
+        "no stage named 'sftt' (did you mean 'sft'?)",
+        "unknown key 'lrr' in a stage of kind 'sft' (did you mean 'lr'?)",
+        "epochs is 'x', not a number",
+    ]
+
+
 def test_what_needs_a_verifier_and_has_none_is_told(tmp_path: Path, registry: Registry) -> None:
     assert complaint(tmp_path, registry, RECIPE.replace("verifiers: {right: {kind: exact}}\n", "")).splitlines() == [
         "small.yaml:10: data entry 'pairs' of kind 'preference_pairs' needs 'verifiers'",

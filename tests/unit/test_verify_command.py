@@ -87,7 +87,7 @@ def test_options_are_yaml_values_and_other_text_as_it_stands(tmp_path: Path) -> 
     [
         (("nmber", "in.jsonl"), "no verifier named 'nmber' (did you mean 'number'?)"),
         (("number", "in.jsonl", "-o", "marker=x"), "unknown option 'marker' (did you mean 'markers'?)"),
-        (("number", "in.jsonl", "-o", "markers"), "not of the form key=value"),
+        (("number", "in.jsonl", "-o", "markers"), "not of the form key=value, as in `-o markers=true`"),
         (("number", "in.jsonl", "-o", "percent=divide", "-o", "percent=ignore"), "given twice"),
         (("number", "in.jsonl", "-o", "markers=[x"), "not valid YAML"),
         (("number", "in.jsonl", "--timeout", "0"), "timeout_s is 0.0, not above 0"),

@@ -21,8 +21,8 @@ __all__ = ["command"]
 def command(ctx: click.Context, recipe: str, overrides: tuple[str, ...], run_dir: Path | None, until: str | None, as_json: bool) -> int:
     """Run RECIPE, or go on with it: steps that are done already are not done again.
 
-    RECIPE is a YAML file, a folder with a recipe.yaml, or a name (`steelyard recipes list`); KEY=VALUE changes one of its keys, such as `stages.sft.lr=1e-5`. Exit
-    codes: 0 promoted, or nothing to gate; 1 a gate did not promote; 75 stopped, `steelyard resume` goes on."""
+    RECIPE is a YAML file, a folder with a recipe.yaml, or a name (`steelyard recipes list`); KEY=VALUE changes one of its keys, such as
+    `stages.sft.lr=1e-5`. Exit codes: 0 promoted, or nothing to gate; 1 a gate did not promote; 75 stopped, `steelyard resume` goes on."""
     from steelyard.cli._running import run_session
     from steelyard.recipe import load_recipe
     from steelyard.run.folder import choose_folder
