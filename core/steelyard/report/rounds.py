@@ -186,7 +186,7 @@ def ladder(record: RunRecord) -> Ladder:
     found: list[tuple[str, str, str, str, Mapping[str, Any]]] = [("", "start", start, "", {})]
     for name in rounds:
         row = by_round.get(name)
-        promotion = next((p for p in record.promotions if p.round == name), None)
+        promotion = next((p for p in reversed(record.promotions) if p.round == name), None)
         title = promotion.key if promotion else title
         challenger = row.challenger if row else title
         found.append((name, row.decision if row else "ungated", title, challenger, _mapping(row.verdict.get("average")) if row else {}))
