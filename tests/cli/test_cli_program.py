@@ -238,3 +238,12 @@ def test_doctor_exits_4_and_names_a_broken_plugin(tmp_path: Path) -> None:
     assert "nothing_of_this_name" in told.stderr
     spared = steelyard("--no-plugin", "shaky", "doctor", "--no-torch", cwd=tmp_path, PYTHONPATH=path)
     assert spared.returncode == 0
+
+
+def test_a_locale_without_the_characters_of_an_answer_does_not_make_it_an_error(tmp_path: Path) -> None:
+    assert steelyard("init", ".", cwd=tmp_path).returncode == 0
+    with (tmp_path / "recipe.yaml").open("a", encoding="utf-8") as recipe:
+        recipe.write("# 重さ\n")
+    shown = steelyard("recipes", "show", "recipe.yaml", cwd=tmp_path, PYTHONIOENCODING="latin-1")
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.endswith("# ??\n")

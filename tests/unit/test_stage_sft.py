@@ -296,6 +296,25 @@ def test_encoded_rows_are_kept_for_the_next_step(bench: Any, monkeypatch: pytest
         train(bench, config(max_steps=2, max_length=63), name="third")
 
 
+def test_a_template_that_leaves_the_end_token_untrained_is_warned_of(bench: Any) -> None:
+    def warned(folder: Path, name: str) -> bool:
+        options = config(max_steps=1)
+        context = bench.context(options, model=folder, data=data, name=name)
+        Sft(options).run(context)
+        return any("does not learn to stop" in line for line in context.io.lines)
+
+    data = bench.data(chats(bench))
+    assert not warned(bench.model(), "whole")
+    short = bench.root / "short"
+    shutil.copytree(bench.model(), short)
+    template = (
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}<|assistant|>{% generation %}{{ m['content'] }}{% endgeneration %}<eos>"
+        "{% else %}<|user|>{{ m['content'] }}{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    (short / "chat_template.jinja").write_text(template)
+    assert warned(short, "short")
+
+
 def test_a_batch_that_does_not_fit_in_memory_names_the_dials() -> None:
     dials = r"1,000 padded tokens.*micro_batch_tokens.*max_length.*gradient_checkpointing"
     with pytest.raises(TrainingError, match=dials), memory_errors(padded_tokens=1000, options=config()):
