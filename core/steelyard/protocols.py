@@ -157,7 +157,7 @@ class StageContext:
     verifiers: VerifierSet
     shapers: Sequence[Shaper] = ()
     inputs: Mapping[str, Path] = field(default_factory=dict)
-    """Artifacts of earlier steps by role, e.g. ``reference_logprobs``."""
+    """Every artifact that the step was given, by role: ``model``, ``reference``, ``data``."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Facts of the recipe as a whole that a stage may need: ``chat_template``, ``trust_remote_code``, ``recipe_dir``."""
 

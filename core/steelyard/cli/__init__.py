@@ -29,7 +29,7 @@ __all__ = ["main"]
 
 COMMANDS = {
     "init": "Write a recipe to start from.",
-    "plan": "Show what a recipe would run: steps, rows, tokens, disk, and what its gate can prove.",
+    "plan": "Show what a recipe would run: steps, rows and disk where known, and what its gate can prove.",
     "run": "Run a recipe, or go on with it.",
     "resume": "Go on with a run that was stopped.",
     "status": "Show how far a run is.",

@@ -22,7 +22,7 @@ __all__ = ["command"]
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 @click.pass_context
 def command(ctx: click.Context, recipe: str, overrides: tuple[str, ...], run_dir: Path | None, as_json: bool) -> None:
-    """Show what RECIPE would run: steps, rows, tokens, disk, and for each guard the smallest difference that its items can show.
+    """Show what RECIPE would run: steps, rows and disk where known, and for each guard the smallest difference that its items can show.
 
     KEY=VALUE changes a key of the recipe, such as `stages.sft.lr=1e-5`. A guard that an unchanged model would fail more often than not
     is refused, with the number of items or the margin it would need (exit 5)."""
