@@ -165,19 +165,44 @@ class MicroBatch:
         return self.input_ids.numel()
 
 
-def micro_batches(rows: Sequence[EncodedRow], *, token_budget: int, pad_id: int, device: str | torch.device = "cpu") -> list[MicroBatch]:
+def micro_batches(
+    rows: Sequence[EncodedRow],
+    *,
+    token_budget: int,
+    pad_id: int,
+    device: str | torch.device = "cpu",
+    groups: Sequence[int] | None = None,
+    whole: bool = True,
+) -> list[MicroBatch]:
     """Cut a step's rows into micro-batches of at most ``token_budget`` tokens with padding, longest rows first.
 
     A row longer than the budget is a micro-batch of its own. The cut does not change a step's loss, only its memory and speed.
+
+    Args:
+        groups: for each row the number of its group, such as the pair or the prompt it belongs to; rows of a group stand side by side in
+            the order given.
+        whole: groups are never parted, even where one exceeds the budget; else a group may go over several micro-batches.
     """
-    order = sorted(range(len(rows)), key=lambda i: (-len(rows[i]), i))
-    groups: list[list[int]] = []
-    for i in order:
-        if groups and (len(groups[-1]) + 1) * len(rows[groups[-1][0]]) <= token_budget:
-            groups[-1].append(i)
+    units = _units(rows, groups, whole)
+    width = {unit: max(len(rows[i]) for i in unit) for unit in units}
+    order = sorted(units, key=lambda unit: (-width[unit], unit))
+    batches: list[list[int]] = []
+    for unit in order:
+        if batches and (len(batches[-1]) + len(unit)) * max(len(rows[i]) for i in batches[-1]) <= token_budget:
+            batches[-1].extend(unit)
         else:
-            groups.append([i])
-    return [collate([rows[i] for i in group], pad_id=pad_id, device=device, order=group) for group in groups]
+            batches.append(list(unit))
+    return [collate([rows[i] for i in batch], pad_id=pad_id, device=device, order=batch) for batch in batches]
+
+
+def _units(rows: Sequence[EncodedRow], groups: Sequence[int] | None, whole: bool) -> list[tuple[int, ...]]:
+    """Rows that stay together."""
+    if groups is None or not whole:
+        return [(i,) for i in range(len(rows))]
+    members: dict[int, list[int]] = {}
+    for i, group in enumerate(groups):
+        members.setdefault(group, []).append(i)
+    return [tuple(unit) for unit in members.values()]
 
 
 def collate(

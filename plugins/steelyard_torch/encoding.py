@@ -254,11 +254,13 @@ def encode_prompt(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Any]) -
     return ids
 
 
-def encode_rollout(prompt_ids: Sequence[int], completion_ids: Sequence[int], *, trained: bool = True, index: int = 0) -> EncodedRow:
+def encode_rollout(
+    prompt_ids: Sequence[int], completion_ids: Sequence[int], *, trained: bool | Sequence[bool] = True, index: int = 0
+) -> EncodedRow:
     """A sequence from the token ids that an engine was given and returned; nothing is decoded and encoded again.
 
     Args:
-        trained: whether the completion's tokens are targets; ``False`` masks them, for completions that were cut off.
+        trained: whether the completion's tokens are targets, all or each; ``False`` masks them, for completions that were cut off.
     """
     ids = np.concatenate([np.asarray(prompt_ids, dtype=np.int32), np.asarray(completion_ids, dtype=np.int32)])
     mask = np.zeros(len(ids), dtype=np.bool_)

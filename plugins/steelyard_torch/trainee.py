@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,15 @@ from steelyard.errors import DataError, Interrupted, ModelError, TrainingError
 from steelyard.protocols import StageContext
 from steelyard.records import Row, StageResult
 from steelyard.rows import read_rows
+from steelyard_torch.batching import MicroBatch, micro_batches
 from steelyard_torch.checkpoint import load_checkpoint, save_checkpoint
 from steelyard_torch.config import OptimiserOptions
 from steelyard_torch.device import seed_everything, set_gradient_checkpointing, setup_runtime
-from steelyard_torch.encoding import EncodedChats, OnTooLong, TrainedTurns, encode_chats
+from steelyard_torch.encoding import EncodedChats, EncodedRow, OnTooLong, TrainedTurns, encode_chats
 from steelyard_torch.flops import mfu, training_flops
 from steelyard_torch.models import load_model, load_tokenizer, save_model
 from steelyard_torch.optim import NonFiniteGuard, StepOutcome, adamw, learning_rate, optimiser_step, warmup_steps
+from steelyard_torch.parallel import current_world
 from steelyard_torch.templates import check_template, template_hash
 from steelyard_torch.token_cache import cached_rows
 
@@ -44,6 +46,7 @@ class Trainee:
 
     def __init__(self, context: StageContext, options: OptimiserOptions, *, dropout: bool = True):
         self.context, self.options = context, options
+        self.world = current_world()
         self.runtime = setup_runtime(precision=options.precision, deterministic=options.deterministic)
         seed_everything(context.seed)
         self._remote = bool(context.options.get("trust_remote_code"))
@@ -128,6 +131,23 @@ class Trainee:
         self.context.io.log(f"resumed from the checkpoint of optimiser step {saved.step:,}")
         self._step_started = self._checkpointed = time.monotonic()
         return saved.data
+
+    def micro_batches(self, rows: Sequence[EncodedRow], *, groups: Sequence[int] | None = None, whole: bool = True) -> list[MicroBatch]:
+        """This rank's micro-batches of a step's ``rows``; the ranks' together hold every row once.
+
+        Args:
+            groups: for each row the number of its group (a pair, a prompt's answers); a group's rows stand side by side in the order
+                given, and what they begin with in common is computed once where the attention allows it.
+            whole: a group is never parted.
+        """
+        return micro_batches(
+            rows,
+            token_budget=self.options.micro_batch_tokens,
+            pad_id=self.tokenizer.pad_token_id,
+            device=self.runtime.device,
+            groups=groups,
+            whole=whole,
+        )
 
     def update(
         self, loss: float, *, tokens: int, trained_tokens: int, sequences: int, metrics: Mapping[str, float], note: str = ""
