@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from steelyard.errors import EngineError
+from steelyard_engines.kv_cache import roomy_cache
 from steelyard_engines.sampling import TokenChooser
 from steelyard_engines.stopping import StopRule
 
@@ -82,7 +83,7 @@ class _Decoder:
         self._module = module
         self._options = forward_options(module)
         self._requests = requests
-        self._cache = DynamicCache(config=module.config)
+        self._cache = roomy_cache(module.config)
         self._ids, self._mask = left_pad([r.token_ids for r in requests], pad_id, module.device)
         self._next_position: Tensor | None = None
 
