@@ -32,6 +32,12 @@ def steelyard_launchers() -> Iterator[LauncherSpec]:
         config=LazyRef("steelyard.run.local_config:LocalConfig"),
         summary="one worker process on this machine, kept warm for the steps that follow",
     )
+    yield LauncherSpec(
+        "torchrun",
+        impl=LazyRef("steelyard.run.torchrun:TorchrunLauncher"),
+        config=LazyRef("steelyard.run.torchrun_config:TorchrunConfig"),
+        summary="several worker processes on this machine that share the training of a stage, started by torchrun",
+    )
 
 
 @hookimpl

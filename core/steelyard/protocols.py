@@ -6,7 +6,7 @@ back is used through the protocols here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -42,8 +42,10 @@ __all__ = [
     "MixContext",
     "MixResult",
     "Mixer",
+    "ModelsChecked",
     "OpenedSource",
     "Part",
+    "Rank",
     "Resolved",
     "Sandbox",
     "ScheduledShaper",
@@ -65,6 +67,14 @@ class Fingerprinted(Protocol):
     part of the step's key, so that a changed file makes the step run again. ``base`` is the folder relative paths start from."""
 
     def fingerprint(self, base: Path) -> str: ...
+
+
+@runtime_checkable
+class ModelsChecked(Protocol):
+    """A stage's configuration that goes with some of the roles under ``models`` in the recipe and not with others says so by this
+    method, before anything runs: a ``ValueError`` becomes a complaint about the stage."""
+
+    def check_models(self, roles: Collection[str]) -> None: ...
 
 
 class StepIO(Protocol):
@@ -209,6 +219,18 @@ class EngineFactory(Protocol):
 
 
 @dataclass(frozen=True)
+class Rank:
+    """This process among those that run a step together; alone, unless the launcher started several."""
+
+    rank: int = 0
+    size: int = 1
+    local: int = 0
+    """Its number on its machine, and that of its accelerator."""
+    meeting: str = ""
+    """``host:port`` of the store by which the processes find each other; empty for one alone."""
+
+
+@dataclass(frozen=True)
 class StageContext:
     """All that a stage is given."""
 
@@ -232,12 +254,17 @@ class StageContext:
     verifiers: VerifierSet
     shapers: Sequence[Shaper] = ()
     inputs: Mapping[str, Path] = field(default_factory=dict)
-    """Every artifact that the step was given, by role: ``model``, ``reference``, ``data``."""
+    """Every folder that the step was given, by role: ``model``, ``reference``, ``data``, and ``model:ROLE`` for each of the recipe's
+    ``models``."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Facts of the recipe as a whole that a stage may need: ``chat_template``, ``trust_remote_code``, ``recipe_dir``, and by verifier
     name its kind as ``verifier_kinds`` and its options as ``verifier_options``."""
     evidence: Path | None = None
     """File to which a stage appends, as JSON lines, what made it suspicious of a reward; beside the step's log, kept when it fails."""
+    rank: Rank = field(default_factory=Rank)
+    """Which of the step's processes this is. All have the same model, data, configuration and seeds. Those other than rank 0 have an ``io``
+    that reports nothing and never stops, verifiers known by name alone, a checkpoint store that does not write, and an output folder
+    that is thrown away."""
 
 
 @runtime_checkable

@@ -32,6 +32,7 @@ __all__ = [
 
 Isolation = Literal["inline", "process", "sandbox"]
 VerifierNeed = Literal["base", "engine", "parts"]
+Makes = Literal["policy", "reward_model"]
 RowFormat = Literal["messages", "preference", "prompts", "text"]
 
 
@@ -84,6 +85,19 @@ class StageSpec(Spec):
     reference_must_differ: bool = False
     """Whether a reference that is the model it starts from is a mistake: the recipe must then name another."""
     needs_verifiers: bool = False
+    distributed: bool = False
+    """Whether it runs in all processes of a launcher that starts several, each doing its share (``context.rank``); else in the first."""
+    models: tuple[str, ...] | Literal["*"] = ()
+    """Roles of the further models that it takes (``models: {role: ref}`` in the recipe); ``"*"``: the recipe chooses the names. The stage
+    gets each as the folder ``context.inputs["model:ROLE"]``. Which roles go with which options, the configuration can say, see
+    :class:`~steelyard.protocols.ModelsChecked`."""
+    needs_models: bool = False
+    """Whether it cannot do without: every role of ``models``, or under ``"*"`` at least one."""
+    models_for_reference: bool = False
+    """Whether ``models`` may stand in for the reference: the recipe then names one or the other."""
+    makes: Makes = "policy"
+    """What comes out. A ``reward_model`` scores text and writes none: it is never evaluated, gated or promoted, and ``previous`` passes
+    it over; later stages name it by ``stage:NAME``."""
     hidden: bool = False
     """Left out of lists: for stages that the conductor places itself."""
 

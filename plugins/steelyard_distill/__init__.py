@@ -15,5 +15,7 @@ def steelyard_stages() -> Iterator[StageSpec]:
         data="messages",
         needs_reference=True,
         reference_must_differ=True,
-        summary="distillation of the reference model's token distributions on given conversations",
+        models=("teacher",),
+        models_for_reference=True,
+        summary="distillation of a teacher's token distributions, on given conversations or on the student's own answers",
     )

@@ -1,30 +1,32 @@
-"""The stage `distill`: a student learns a teacher's token distributions on the trained tokens of given conversations.
+"""The stage `distill`: a student learns a teacher's token distributions, on given conversations or on what it samples itself.
 
 Loss of a token: ``divergence_coefficient · D(teacher, student) + ce_coefficient · −log student(y_t)``, with D as in
-:mod:`steelyard_distill.divergences`. The teacher is the stage's reference model; its logits are computed as they are needed.
+:mod:`steelyard_distill.divergences`. Whose tokens a step takes, the conversations' or the student's, is drawn by the seed with the
+probability ``on_policy_share`` (λ of GKD, Agarwal et al., arXiv 2306.13649, algorithm 1).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from transformers import PreTrainedModel
 
-from steelyard.errors import ModelError
-from steelyard.protocols import StageContext
-from steelyard.records import StageResult
+from steelyard.protocols import Engine, StageContext
+from steelyard.records import StageResult, derive_seed
+from steelyard_distill.asking import open_teacher
+from steelyard_distill.comparing import Compared, bind_compare, compare
 from steelyard_distill.config import DistillConfig
-from steelyard_distill.divergences import token_divergences
-from steelyard_distill.target_logits import target_logits
-from steelyard_torch.batching import MicroBatch, StepSampler, StepTotals, count_targets, micro_batches
+from steelyard_distill.prompts import PromptPool
+from steelyard_distill.teachers import Teacher
+from steelyard_torch.batching import MicroBatch, StepSampler, StepTotals, count_targets
+from steelyard_torch.encoding import EncodedRow
 from steelyard_torch.losses import sft_loss
-from steelyard_torch.models import check_vocabulary, load_model, load_tokenizer, weights_sha256
-from steelyard_torch.templates import check_template, template_hash
 from steelyard_torch.trainee import Trainee, memory_errors
 
-__all__ = ["Distill"]
+__all__ = ["Distill", "is_on_policy"]
 
 
 class Distill:
@@ -36,83 +38,159 @@ class Distill:
     def run(self, context: StageContext) -> StageResult:
         config = self._config
         trainee = Trainee(context, config, dropout=False)
-        teacher = _teacher(trainee, config)
-        encoded = trainee.conversations(max_length=config.max_length, on_too_long=config.on_too_long, trained_turns=config.trained_turns)
-        data = encoded.rows
-        context.io.log(encoded.stats.describe())
-        sampler = StepSampler(
-            [len(row) for row in data], batch_size=config.batch_size, seed=context.seed, epochs=config.epochs, max_steps=config.max_steps
-        )
-        trainee.schedule(sampler.total_steps)
+        bind_compare(trainee.model)
+        data = _Data(trainee, config)
+        teacher, told = open_teacher(trainee, config, data.rows)
+        engine = None
+        if config.on_policy_share and trainee.world.main:
+            engine = context.engine(context.model, module=trainee.model)
+        trainee.schedule(data.total_steps)
         position = trainee.resume()
         if position is not None:
-            sampler.resume(position)
-        while trainee.step < sampler.total_steps:
-            rows = [data[i] for i in sampler.rows(trainee.step)]
-            totals = count_targets(rows)
+            data.resume(position)
+        while trainee.step < data.total_steps:
+            step = data.step(trainee, engine)
+            teacher.prepare(step.rows, step.indices)
+            totals = count_targets(step.rows)
             loss_value, metrics = 0.0, defaultdict[str, float](float)
-            for batch in micro_batches(
-                rows, token_budget=config.micro_batch_tokens, pad_id=trainee.tokenizer.pad_token_id, device=trainee.runtime.device
-            ):
+            for batch in trainee.micro_batches(step.rows, groups=step.groups, whole=False):
                 with memory_errors(padded_tokens=batch.padded_tokens, options=config):
-                    loss_value += _backward(trainee, teacher, config, batch, totals, metrics)
+                    loss_value += _backward(trainee, teacher, config, batch, totals, metrics, given=not step.on_policy)
             trainee.update(
                 loss_value,
-                tokens=sum(len(row) for row in rows),
+                tokens=sum(len(row) for row in step.rows),
                 trained_tokens=totals.tokens,
-                sequences=len(rows),
-                metrics={**{f"distill/{name}": value for name, value in metrics.items()}, "train/epoch": sampler.epoch(trainee.step + 1)},
+                sequences=len(step.rows),
+                metrics={**{f"distill/{name}": value for name, value in metrics.items()}, **step.metrics},
             )
-            trainee.rest(sampler.state(trainee.step))
-        return trainee.finish({"data": encoded.stats.to_json(), "divergence": config.divergence})
+            trainee.rest(data.state(trainee.step))
+        return trainee.finish({**data.facts(), "divergence": config.divergence, "teacher": told})
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What an optimiser step trains on."""
+
+    rows: list[EncodedRow]
+    indices: Sequence[int]
+    """Of given conversations, their numbers in the data."""
+    groups: list[int] | None
+    on_policy: bool
+    metrics: dict[str, float] = field(default_factory=dict)
+    """On the main rank alone."""
+
+
+class _Data:
+    """The conversations, the prompts, or both, and which of them a step takes. Position and step's kind follow from the seed and the
+    step's number."""
+
+    def __init__(self, trainee: Trainee, config: DistillConfig):
+        self._config, self._seed = config, trainee.context.seed
+        self.rows: list[EncodedRow] = []
+        self._stats: dict[str, Any] | None = None
+        self._samplers: dict[bool, StepSampler] = {}
+        self._pool: PromptPool | None = None
+        if config.on_policy_share < 1:
+            encoded = trainee.conversations(
+                max_length=config.max_length, on_too_long=config.on_too_long, trained_turns=config.trained_turns
+            )
+            trainee.context.io.log(encoded.stats.describe())
+            self.rows, self._stats = encoded.rows, encoded.stats.to_json()
+            self._samplers[False] = self._sampler([len(row) for row in self.rows])
+        if config.on_policy_share > 0:
+            self._pool = PromptPool(trainee, config)
+            trainee.context.io.log(str(self._pool))
+            self._samplers[True] = self._sampler(self._pool.lengths)
+        self.total_steps = self._samplers[bool(self._pool)].total_steps
+
+    def _sampler(self, lengths: Sequence[int]) -> StepSampler:
+        config = self._config
+        return StepSampler(lengths, batch_size=config.batch_size, seed=self._seed, epochs=config.epochs, max_steps=config.max_steps)
+
+    def step(self, trainee: Trainee, engine: Engine | None) -> _Step:
+        number, config, world = trainee.step, self._config, trainee.world
+        on_policy = is_on_policy(self._seed, number, config.on_policy_share)
+        sampler = self._samplers[on_policy]
+        chosen = sampler.rows(number)
+        metrics = {"train/epoch": sampler.epoch(number + 1), "distill/on_policy": float(on_policy)}
+        if not on_policy:
+            return _Step([self.rows[i] for i in chosen], chosen, None, False, metrics if world.main else {})
+        assert self._pool is not None
+        weights = trainee.weights()  # every rank takes part where they are sharded
+        answers = None
+        if engine is not None:
+            engine.wake()
+            engine.load_weights(weights, version=number)
+            answers, examples = self._pool.answer(engine, chosen, number)
+            engine.sleep()
+            if number in {0, self.total_steps // 2, self.total_steps - 1}:
+                for example in examples:
+                    trainee.context.io.sample(example)
+        answers = world.from_main(answers)
+        metrics |= {
+            "distill/student_length": answers.length,
+            "distill/truncated": answers.truncated,
+            "perf/rollout_s": answers.seconds,
+        }
+        return _Step(answers.rows, (), answers.groups, True, metrics if world.main else {})
+
+    def state(self, step: int) -> dict[str, Any]:
+        return {"step": step, "on_policy_share": self._config.on_policy_share, **self._positions(step)}
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        for on_policy, sampler in self._samplers.items():
+            sampler.resume(state[_NAMES[on_policy]])
+
+    def _positions(self, step: int) -> dict[str, Any]:
+        return {_NAMES[on_policy]: sampler.state(step) for on_policy, sampler in self._samplers.items()}
+
+    def facts(self) -> dict[str, Any]:
+        """Of the stage's record."""
+        facts: dict[str, Any] = {"data": self._stats} if self._stats is not None else {}
+        if self._pool is not None:
+            facts["prompts"] = {"rows": len(self._pool), "too_long": self._pool.too_long}
+            facts["on_policy_steps"] = sum(is_on_policy(self._seed, step, self._config.on_policy_share) for step in range(self.total_steps))
+        return facts
+
+
+_NAMES = {False: "conversations", True: "prompts"}
+
+
+def is_on_policy(seed: int, step: int, share: float) -> bool:
+    """Whether the student samples the answers of an optimiser step: with the probability ``share``, drawn for each step by itself."""
+    return derive_seed(seed, "on policy", step) / 2**63 < share
 
 
 def _backward(
     trainee: Trainee,
-    teacher: PreTrainedModel,
+    teacher: Teacher,
     config: DistillConfig,
     batch: MicroBatch,
     totals: StepTotals,
     metrics: defaultdict[str, float],
+    *,
+    given: bool,
 ) -> float:
     """Loss and gradients of one micro-batch; adds its share of the step's metrics (means over the step's trained tokens)."""
     with trainee.runtime.autocast():
-        with torch.no_grad():
-            theirs = target_logits(teacher, batch)
-        mine = target_logits(trainee.model, batch)
-    divergence = token_divergences(mine, theirs, divergence=config.divergence, beta=config.beta, temperature=config.temperature)
-    cross_entropy = F.cross_entropy(mine.float(), batch.target_ids, reduction="none")
-    per_token = config.divergence_coefficient * divergence + config.ce_coefficient * cross_entropy
+        found = compare(trainee.model, batch, teacher.signal(batch), config)
+    per_token = config.divergence_coefficient * found.divergence
+    if given and config.ce_coefficient:
+        per_token = per_token + config.ce_coefficient * found.cross_entropy
     # The reductions of a cross-entropy serve any loss of a token: they take its negative.
     loss = sft_loss(-per_token, batch.target_rows, len(batch), reduction=config.loss_reduction, totals=totals)
     loss.backward()  # type: ignore[no-untyped-call]
-    with torch.no_grad():
-        measured = {
-            "divergence": divergence,
-            "cross_entropy": cross_entropy,
-            "teacher_cross_entropy": F.cross_entropy(theirs.float(), batch.target_ids, reduction="none"),
-            "agreement": (mine.argmax(dim=-1) == theirs.argmax(dim=-1)).float(),
-        }
-        for name, values in measured.items():
-            metrics[name] += float(values.sum()) / max(totals.tokens, 1)
+    for name, value in _measures(found).items():
+        metrics[name] += value / max(totals.tokens, 1)
     return float(loss.item())
 
 
-def _teacher(trainee: Trainee, config: DistillConfig) -> PreTrainedModel:
-    """The reference model in evaluation mode, without gradients; refused unless it reads the same tokens under the same template."""
-    context = trainee.context
-    if context.reference is None:
-        raise ModelError("stage 'distill' needs a teacher: name it by `reference:` (champion, base, previous or stage:NAME)")
-    if config.ce_coefficient == 0 and weights_sha256(context.reference) == weights_sha256(context.model):
-        raise ModelError("the teacher has the student's own weights, so there is nothing to learn; name another model by `reference:`")
-    remote = bool(context.options.get("trust_remote_code"))
-    tokenizer = load_tokenizer(context.reference, allow_remote_code=remote)
-    if tokenizer.get_vocab() != trainee.tokenizer.get_vocab():
-        raise ModelError(
-            f"the teacher has another vocabulary than the student ({len(tokenizer):,} and {len(trainee.tokenizer):,} tokens), so their "
-            "distributions cannot be compared; take a teacher with the student's tokenizer, or train on its texts by `sft`"
-        )
-    check_template(template_hash(trainee.tokenizer), tokenizer, where="the teacher")
-    teacher = load_model(context.reference, device=str(trainee.runtime.device), allow_remote_code=remote)
-    check_vocabulary(teacher, tokenizer)
-    return teacher.requires_grad_(False)
+def _measures(found: Compared) -> dict[str, float]:
+    """Sums over the targets."""
+    sums = {
+        "divergence": found.divergence,
+        "cross_entropy": found.cross_entropy,
+        "teacher_cross_entropy": found.teacher_cross_entropy,
+        **({} if found.agreement is None else {"agreement": found.agreement}),
+    }
+    return dict(zip(sums, torch.stack([values.detach().sum() for values in sums.values()]).tolist(), strict=True))

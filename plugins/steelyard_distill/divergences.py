@@ -6,17 +6,51 @@ Notation: P the teacher, Q the student, both softmax(logits / temperature) over 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch.utils.checkpoint import checkpoint
 
 from steelyard.errors import UsageError
 
-__all__ = ["Divergence", "forward_kl", "generalised_jsd", "reverse_kl", "token_divergences"]
+__all__ = [
+    "Divergence",
+    "Tail",
+    "TopK",
+    "divergence_between",
+    "forward_kl",
+    "generalised_jsd",
+    "log_probabilities",
+    "reverse_kl",
+    "sampled_reverse_kl",
+    "token_divergences",
+    "top_k_divergences",
+    "top_k_of",
+]
 
 Divergence = Literal["forward_kl", "reverse_kl", "jsd"]
+Tail = Literal["bucket", "renormalise", "ignore"]
+
+_LEAST = -1e4
+"""The logarithm that a probability of 0 counts as, so that 0 · log 0 is 0 and a divergence stays finite."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TopK:
+    """What is known of a teacher's distribution at N tokens."""
+
+    ids: torch.Tensor
+    """(N, k) int64, the k most probable tokens, the most probable first."""
+    logprobs: torch.Tensor
+    """(N, k) float, theirs."""
+    tail: torch.Tensor
+    """(N,) float, logarithm of the probability of all others; of no account where k is V."""
+    target: torch.Tensor
+    """(N,) float, log-probability of the token that stands there."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
 def forward_kl(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
@@ -59,6 +93,21 @@ def generalised_jsd(student: torch.Tensor, teacher: torch.Tensor, beta: float) -
     return beta * forward_kl(mixture, teacher) + (1 - beta) * forward_kl(mixture, student)
 
 
+def divergence_between(student: torch.Tensor, teacher: torch.Tensor, *, divergence: Divergence, beta: float = 0.5) -> torch.Tensor:
+    """The divergence of that name between (N, V) log-probabilities, (N,).
+
+    Raises:
+        UsageError: an unknown divergence.
+    """
+    if divergence == "forward_kl":
+        return forward_kl(student, teacher)
+    if divergence == "reverse_kl":
+        return reverse_kl(student, teacher)
+    if divergence == "jsd":
+        return generalised_jsd(student, teacher, beta)
+    raise UsageError(f"unknown divergence {divergence!r} (known: forward_kl, reverse_kl, jsd)")
+
+
 def token_divergences(
     student_logits: torch.Tensor,
     teacher_logits: torch.Tensor,
@@ -66,15 +115,13 @@ def token_divergences(
     divergence: Divergence,
     beta: float = 0.5,
     temperature: float = 1.0,
-    max_logits: int = 2**25,
 ) -> torch.Tensor:
-    """The divergence at each token, with gradient to the student's logits only.
+    """The divergence at each token between whole distributions, with gradient to the student's logits only.
 
     Args:
         student_logits, teacher_logits: (N, V) and (N, V′). Models of one tokenizer may be padded to different widths; both distributions
             are then over the narrower one's V. Half precision is computed in float32.
         divergence, beta, temperature: see :class:`steelyard_distill.config.DistillConfig`.
-        max_logits: logits worked on at once; more go in chunks, which the backward pass computes again.
 
     Returns:
         (N,) float32, or float64 for float64 logits.
@@ -82,27 +129,93 @@ def token_divergences(
     Raises:
         UsageError: an unknown divergence.
     """
-    if divergence not in ("forward_kl", "reverse_kl", "jsd"):
-        raise UsageError(f"unknown divergence {divergence!r} (known: forward_kl, reverse_kl, jsd)")
     width = min(student_logits.shape[-1], teacher_logits.shape[-1])
-
-    def compare(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-        student, teacher = _log_probabilities(student[:, :width], temperature), _log_probabilities(teacher[:, :width], temperature)
-        if divergence == "forward_kl":
-            return forward_kl(student, teacher)
-        return reverse_kl(student, teacher) if divergence == "reverse_kl" else generalised_jsd(student, teacher, beta)
-
-    teacher_logits = teacher_logits.detach()
-    size = max(1, max_logits // width)
-    if len(student_logits) <= size:
-        return compare(student_logits, teacher_logits)
-    parts = []
-    for student, teacher in zip(torch.split(student_logits, size), torch.split(teacher_logits, size), strict=True):
-        part = checkpoint(compare, student, teacher, use_reentrant=False) if torch.is_grad_enabled() else compare(student, teacher)
-        parts.append(part)
-    return torch.cat(parts)
+    student = log_probabilities(student_logits[:, :width], temperature)
+    teacher = log_probabilities(teacher_logits.detach()[:, :width], temperature)
+    return divergence_between(student, teacher, divergence=divergence, beta=beta)
 
 
-def _log_probabilities(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+def top_k_of(logits: torch.Tensor, targets: torch.Tensor, k: int, *, temperature: float = 1.0) -> TopK:
+    """The ``k`` most probable tokens of softmax(logits / temperature), with what is left and the target's own.
+
+    Args:
+        logits: (N, V), k ≤ V.
+        targets: (N,) token ids.
+    """
+    logprobs = log_probabilities(logits, temperature)
+    best, ids = torch.topk(logprobs, k, dim=-1)
+    return TopK(ids, best, _log_rest(logprobs, ids), logprobs.gather(1, targets[:, None])[:, 0])
+
+
+def top_k_divergences(
+    student_logits: torch.Tensor,
+    teacher: TopK,
+    *,
+    divergence: Divergence,
+    beta: float = 0.5,
+    temperature: float = 1.0,
+    tail: Tail = "bucket",
+) -> torch.Tensor:
+    """The divergence at each token where of the teacher only the most probable tokens S are known, with gradient to the logits.
+
+    ``bucket``
+        Between the two distributions over S and one class more, the rest: the coarsest truth. A divergence of such a partition is never
+        above the whole one (data processing inequality), and is it where S is the vocabulary.
+    ``renormalise``
+        Between P(· | S) and Q(· | S). How much the student gives to other tokens does not count.
+    ``ignore``
+        The whole divergence's sum without the terms outside S, both as they are. With ``forward_kl`` its gradient to the student's
+        log-probabilities is the whole one's within S; its value may be negative.
+
+    Args:
+        student_logits: (N, V); half precision is computed in float32.
+        teacher: of N tokens, at the same ``temperature``; its ids are below V.
+        divergence, beta, temperature, tail: see :class:`steelyard_distill.config.DistillConfig`.
+
+    Returns:
+        (N,).
+
+    Raises:
+        UsageError: an unknown divergence or tail.
+    """
+    whole = log_probabilities(student_logits, temperature)
+    student, theirs = whole.gather(1, teacher.ids), teacher.logprobs.to(whole.dtype).clamp(min=_LEAST)
+    if tail == "bucket":
+        if teacher.ids.shape[1] < whole.shape[1]:
+            student = torch.cat([student, _log_rest(whole, teacher.ids)[:, None]], dim=1)
+            theirs = torch.cat([theirs, teacher.tail.to(whole.dtype).clamp(min=_LEAST)[:, None]], dim=1)
+    elif tail == "renormalise":
+        student, theirs = torch.log_softmax(student, dim=-1), torch.log_softmax(theirs, dim=-1)
+    elif tail != "ignore":
+        raise UsageError(f"unknown tail {tail!r} (known: bucket, renormalise, ignore)")
+    return divergence_between(student, theirs, divergence=divergence, beta=beta)
+
+
+def sampled_reverse_kl(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Estimate of KL(Q ‖ P) from tokens that Q sampled: its value is log Q(y) − log P(y), its gradient that times ∇ log Q(y).
+
+    Over samples of Q both are unbiased for each token's reverse KL, since E[∇ log Q(y)] = 0: policy gradient with the advantage
+    log P(y) − log Q(y) held fixed (Lu and Thinking Machines Lab, "On-policy distillation", 2025; Qwen3, arXiv 2505.09388, section 4.5,
+    for on-policy distillation). Later tokens' divergences do not count towards earlier ones.
+
+    Args:
+        student, teacher: (N,) log-probabilities of the sampled tokens.
+
+    Returns:
+        (N,).
+    """
+    gap = (student - teacher).detach()
+    return gap + gap * (student - student.detach())
+
+
+def log_probabilities(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """log softmax(logits / temperature), in float32 at least."""
     wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-    return torch.log_softmax(wide / temperature, dim=-1)
+    return torch.log_softmax(wide if temperature == 1 else wide / temperature, dim=-1)
+
+
+def _log_rest(logprobs: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """(N,) logarithm of what the tokens ``ids`` leave; summed over the others, since 1 − Σ is noise where they leave little."""
+    if ids.shape[1] == logprobs.shape[1]:
+        return logprobs.new_full((len(logprobs),), -math.inf)
+    return logprobs.scatter(1, ids, -math.inf).logsumexp(dim=-1)

@@ -19,12 +19,12 @@ class RoomyLayer(DynamicLayer):
     """Keys and values (rows, heads, length, head size) as views of buffers that are half as long again whenever they have to grow."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(**kwargs)  # type: ignore[no-untyped-call]
         self._buffers: tuple[Tensor, Tensor] | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         length = self.get_seq_length()
-        if length == 0:
+        if length == 0 or self.keys is None or self.values is None:
             # The prompts: kept as they are, since their rows are about to be repeated for each sample.
             return super().update(key_states, value_states, *args, **kwargs)
         end = length + key_states.shape[-2]

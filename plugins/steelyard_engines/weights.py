@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from steelyard.errors import EngineError, nearest
+from steelyard_torch.adapters import MergedWeights
 from steelyard_torch.models import load_model, load_tokenizer
 from steelyard_torch.templates import check_template, template_hash
 
@@ -56,6 +57,8 @@ def load_tensors(module: PreTrainedModel, tensors: Mapping[str, Any]) -> None:
 
 
 def shares_storage(module: PreTrainedModel, tensors: Mapping[str, Any]) -> bool:
-    """Whether every tensor is the module's own, so that nothing needs copying."""
+    """Whether every tensor is the module's own, or made of its own (merged adapters), so that nothing needs copying."""
+    if isinstance(tensors, MergedWeights):
+        return tensors.module is module
     own = {tensor.data_ptr() for tensor in module.state_dict().values()}
     return all(isinstance(tensor, Tensor) and tensor.data_ptr() in own for tensor in tensors.values())

@@ -11,7 +11,8 @@ from steelyard.errors import VerifierError, nearest
 from steelyard.protocols import StageContext
 from steelyard.records import Completion, Outcome, Prompt, Rollout, Row, Verdict, derive_seed
 from steelyard.verify.monitors import AttackPhrase, Flag, HeldoutWatch, PatternScan, Watch, reads_thinking
-from steelyard_rl.config import GrpoConfig
+from steelyard_rl.rewards import is_scored
+from steelyard_rl.rollout_options import RolloutOptions
 
 __all__ = ["Monitors", "is_scored"]
 
@@ -40,7 +41,7 @@ class _Recheck:
 class Monitors:
     """The monitors of one stage: they look at every batch of rollouts, and conclude once a rollout step."""
 
-    def __init__(self, context: StageContext, config: GrpoConfig):
+    def __init__(self, context: StageContext, config: RolloutOptions):
         options = config.monitors
         _require_known(options.second, context.verifiers.names())
         self._context, self._options = context, options
@@ -186,12 +187,7 @@ class Monitors:
         return Flag(monitor, why, row["verifier"], rollout.completion, rollout.verdict, row["reference"], facts)
 
 
-def is_scored(rollout: Rollout) -> bool:
-    """A verifier's failure is no score of 0, and what an engine gave up on is no answer."""
-    return rollout.verdict.score is not None and rollout.completion.finish_reason != "abort"
-
-
-def _heldout_watch(config: GrpoConfig) -> HeldoutWatch:
+def _heldout_watch(config: RolloutOptions) -> HeldoutWatch:
     options = config.monitors
     return HeldoutWatch(
         prompts=config.heldout_prompts,

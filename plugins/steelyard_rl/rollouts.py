@@ -1,38 +1,25 @@
-"""Rollouts: prompts in a seeded order, sampled, verified, shaped, and kept when they teach something."""
+"""A rollout step: prompts are taken, their answers written, verified and shaped, and groups kept that teach something."""
 
 from __future__ import annotations
 
-import json
-import math
-import random
 import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-import torch
-
-from steelyard.errors import DataError, PluginError, VerifierError, nearest
-from steelyard.protocols import Engine, ScheduledShaper, Shaper, StageContext
-from steelyard.records import Prompt, Rollout, Row, Sampling, derive_seed
-from steelyard.rows import read_rows
-from steelyard_rl.config import GrpoConfig
-from steelyard_rl.monitoring import Monitors, is_scored
-from steelyard_torch.encoding import encode_prompt
-from steelyard_torch.losses import group_advantages
-from steelyard_torch.trainee import Trainee
+from steelyard.protocols import Engine, ScheduledShaper, StageContext
+from steelyard.records import Completion, Prompt, Rollout, Row, Sampling, derive_seed
+from steelyard_rl.answers import Answer, Draft, write_on
+from steelyard_rl.buffer import Group
+from steelyard_rl.monitoring import Monitors
+from steelyard_rl.prompts import PromptPool
+from steelyard_rl.rewards import Judged, is_scored, is_truncated, judge, shaped
+from steelyard_rl.rollout_options import RolloutOptions
 
 __all__ = ["Group", "Harvest", "PromptPool", "has_signal", "is_truncated", "roll_out", "sample_heldout"]
 
 _EXAMPLES = 6
-
-
-@dataclass(frozen=True)
-class Group:
-    """One prompt's rollouts with their rewards and advantages (R − mean, over the standard deviation where asked)."""
-
-    rollouts: Sequence[Rollout]
-    advantages: torch.Tensor
 
 
 @dataclass
@@ -45,8 +32,26 @@ class Harvest:
     examples: list[tuple[Row, Rollout]] = field(default_factory=list)
     """Two rollouts of each of the first prompts, with the rows they came from."""
     watched: dict[str, float] = field(default_factory=dict)
-    """What the monitors and the verifiers measured."""
+    """What the monitors, the verifiers and the dials that are on measured."""
     seconds: float = 0.0
+    version: int = 0
+    """Of the weights that sampled in this step."""
+    waiting: int = 0
+    """Groups with answers that go on in the next step."""
+    stale_tokens: int = 0
+    """Tokens that earlier weights sampled, among those to be trained."""
+    state: dict[str, Any] = field(default_factory=dict)
+    """The pool's, for a checkpoint."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing came of the step: no group to learn from, and none under way."""
+        return not self.groups and not self.waiting
+
+    @property
+    def off_policy(self) -> bool:
+        """Whether earlier weights sampled some of the tokens to be trained."""
+        return self.stale_tokens > 0
 
     def metrics(self) -> dict[str, float]:
         """Means over all rollouts of the step, whether trained on or not; accuracy and reward over those that have a verdict."""
@@ -68,69 +73,9 @@ class Harvest:
         }
 
 
-class PromptPool:
-    """The prompts of a stage in an endless order: every pass is another seeded permutation, so a cursor says everything.
-
-    Rows with ``canary: true`` come up like others. Those kept out for ``heldout_prompts`` never do, nor does any row that asks the same."""
-
-    def __init__(self, trainee: Trainee, config: GrpoConfig):
-        context = trainee.context
-        names = tuple(context.verifiers.names())
-        if not names:
-            raise VerifierError("the stage has no verifier; name one under `verifiers:`")
-        self.too_long = 0
-        rows: list[_Encoded] = []
-        for row in read_rows(trainee.dataset()):
-            _check(row, names, config)
-            tokens = tuple(encode_prompt(trainee.tokenizer, row["messages"]))
-            if len(tokens) > config.max_prompt_length:
-                self.too_long += 1
-            else:
-                rows.append((row, tokens))
-        kept_out = _kept_out(rows, config.heldout_prompts, derive_seed(context.seed, "heldout"))
-        asked = {_question(row) for row, _ in kept_out}
-        self.heldout = [(Prompt(f"heldout:{row.get('id', n)}", token_ids=tokens), row) for n, (row, tokens) in enumerate(kept_out)]
-        """Prompts that are never trained on, with their rows."""
-        self._rows = [(row, tokens) for row, tokens in rows if _question(row) not in asked] if asked else rows
-        self.canaries = sum(bool(row.get("canary")) for row, _ in self._rows)
-        if self.canaries == len(self._rows):
-            long = f"{self.too_long:,} are longer than max_prompt_length {config.max_prompt_length:,} tokens"
-            others = f", {len(kept_out):,} are kept out, {self.canaries:,} are canaries" if kept_out or self.canaries else ""
-            raise DataError(f"no prompt is left: {long}{others}")
-        self._seed = derive_seed(context.seed, "prompts")
-        self._pass, self._order = -1, list[int]()
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __str__(self) -> str:
-        notes = {
-            "too long and left out": self.too_long,
-            "kept out of training": len(self.heldout),
-            "canaries among them": self.canaries,
-        }
-        return "; ".join([f"{len(self):,} prompts", *(f"{count:,} {what}" for what, count in notes.items() if count)])
-
-    def take(self, cursor: int, count: int) -> list[tuple[Prompt, Row]]:
-        """``count`` prompts from position ``cursor`` of the endless order; a prompt's id names its position, so repeats draw anew."""
-        taken = []
-        for position in range(cursor, cursor + count):
-            row, tokens = self._rows[self._index(position)]
-            taken.append((Prompt(f"{position}:{row.get('id', '')}", token_ids=tokens), row))
-        return taken
-
-    def _index(self, position: int) -> int:
-        lap, place = divmod(position, len(self._rows))
-        if lap != self._pass:
-            self._order = list(range(len(self._rows)))
-            random.Random(derive_seed(self._seed, lap)).shuffle(self._order)
-            self._pass = lap
-        return self._order[place]
-
-
 def roll_out(
     context: StageContext,
-    config: GrpoConfig,
+    config: RolloutOptions,
     engine: Engine,
     pool: PromptPool,
     *,
@@ -138,148 +83,225 @@ def roll_out(
     cursor: int,
     monitors: Monitors | None = None,
 ) -> Harvest:
-    """Sample, verify and shape until ``prompts_per_step`` groups can be learnt from, or the refills are used up."""
-    harvest = Harvest(cursor=cursor)
-    sampling = _sampling(config, derive_seed(context.seed, "rollout", step))
-    shapers = [shaper.at(step) if isinstance(shaper, ScheduledShaper) else shaper for shaper in context.shapers]
-    allowed = config.prompts_per_step + int(config.max_refills * config.prompts_per_step)
+    """Sample, verify and shape until ``prompts_per_step`` groups can be learnt from, or the refills are used up. Of several ranks the main
+    one calls this; the harvest can be sent to the others."""
     started = time.monotonic()
-    while (missing := config.prompts_per_step - len(harvest.groups)) > 0 and (room := allowed - int(harvest.counts["prompts"])) > 0:
-        taken = pool.take(harvest.cursor, min(missing, room))
-        harvest.cursor += len(taken)
-        groups = _sample(context, engine, taken, sampling)
-        if monitors is not None:
-            monitors.look([row for _, row in taken], groups)
-        for (_, row), rollouts in zip(taken, groups, strict=True):
-            if row.get("canary"):
-                continue
-            harvest.counts["prompts"] += 1
-            _count(harvest, rollouts)
-            rewarded = _rewarded(shapers, config, [rollout for rollout in rollouts if is_scored(rollout)])
-            harvest.counts["reward"] += sum(rollout.reward or 0.0 for rollout in rewarded)
-            if len(harvest.examples) < _EXAMPLES:
-                harvest.examples.extend((row, rollout) for rollout in (rewarded or rollouts)[:2])
-            if _teaches(config, harvest, rewarded):
-                harvest.groups.append(_group(config, rewarded))
-    harvest.watched = {**context.verifiers.metrics(), **(monitors.conclude() if monitors is not None else {})}
+    harvest = Harvest(cursor=cursor, version=step, groups=pool.buffer.surplus)
+    pool.buffer.surplus = []
+    work = _Work(context, config, engine, pool, harvest, monitors, step)
+    waiting, pool.buffer.drafts = pool.buffer.drafts, []
+    work.go_on(waiting)
+    while (count := work.missing()) > 0:
+        taken = pool.take(harvest.cursor, count, step=step, busy=work.busy())
+        harvest.cursor = taken[-1].position + 1
+        work.begin([Draft(one) for one in taken])
+    work.put_surplus_away()
+    harvest.waiting = len(pool.buffer.drafts)
+    harvest.watched = {
+        **context.verifiers.metrics(),
+        **(monitors.conclude() if monitors is not None else {}),
+        **work.measured(),
+    }
+    harvest.state = pool.state()
     harvest.seconds = time.monotonic() - started
     return harvest
 
 
-def sample_heldout(context: StageContext, config: GrpoConfig, engine: Engine, pool: PromptPool, *, step: int) -> list[list[Rollout]]:
-    """A group for each held-out prompt, sampled as for training; a verifier that has a second one leaves the verdict to it."""
+def sample_heldout(context: StageContext, config: RolloutOptions, engine: Engine, pool: PromptPool, *, step: int) -> list[list[Rollout]]:
+    """A group for each held-out prompt, sampled as for training, in one go; a verifier that has a second one leaves the verdict to it."""
+    sampling = Sampling(
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        n=config.samples_per_prompt,
+        seed=derive_seed(context.seed, "heldout", step),
+    )
+    groups = engine.generate([prompt for prompt, _ in pool.heldout], sampling)
     second = config.monitors.second
-    asked = [(prompt, {**row, "verifier": second.get(row["verifier"], row["verifier"])}) for prompt, row in pool.heldout]
-    return _sample(context, engine, asked, _sampling(config, derive_seed(context.seed, "heldout", step)))
-
-
-def _sampling(config: GrpoConfig, seed: int) -> Sampling:
-    return Sampling(max_new_tokens=config.max_new_tokens, temperature=config.temperature, n=config.samples_per_prompt, seed=seed)
+    asked: list[tuple[Prompt, Row, list[Completion]]] = []
+    for (prompt, row), group in zip(pool.heldout, groups, strict=True):
+        name = second.get(row["verifier"], row["verifier"])
+        alone = {**row, "verifier": name, "verifiers": [name], "references": {name: row["reference"]}}
+        asked.append((prompt, alone, [replace(completion, messages=tuple(row["messages"])) for completion in group]))
+    return [[judged.rollout for judged in group] for group in judge(context.verifiers, None, asked)]
 
 
 def has_signal(rollouts: Sequence[Rollout]) -> bool:
-    """Whether a group's verdicts differ: judged on the verifier's scores, which no shaper has touched."""
+    """Whether a group's verdicts differ: judged on the scores that accuracy goes by, which no other verifier and no shaper has touched."""
     return len({rollout.verdict.score for rollout in rollouts}) > 1
 
 
-def is_truncated(rollout: Rollout) -> bool:
-    """Whether the answer was cut off before it ended."""
-    return rollout.completion.finish_reason == "length"
+class _Work:
+    """A rollout step under way."""
+
+    def __init__(
+        self,
+        context: StageContext,
+        config: RolloutOptions,
+        engine: Engine,
+        pool: PromptPool,
+        harvest: Harvest,
+        monitors: Monitors | None,
+        step: int,
+    ):
+        self._context, self._config, self._engine, self._pool = context, config, engine, pool
+        self._harvest, self._monitors, self._step = harvest, monitors, step
+        self._seed = derive_seed(context.seed, "rollout", step)
+        self._shapers = [shaper.at(step) if isinstance(shaper, ScheduledShaper) else shaper for shaper in context.shapers]
+        self._taken: set[int] = set()
+        self._batches = 0
+
+    def missing(self) -> int:
+        """How many prompts to begin next; 0 where the step has what it needs, or may not go on."""
+        config, counts = self._config, self._harvest.counts
+        wanted = config.prompts_per_step
+        if config.generation_batch is not None:
+            enough = len(self._harvest.groups) >= wanted or self._batches >= config.max_generation_batches
+            return 0 if enough else config.generation_batch
+        # Of partial rollouts a prompt that was begun is as good as a group, until it turns out to teach nothing.
+        have = len(self._harvest.groups) if config.partial is None else int(counts["prompts"] - counts["dropped"])
+        allowed = wanted + int(config.max_refills * wanted)
+        return min(wanted - have, allowed - int(counts["prompts"]))
+
+    def busy(self) -> set[int]:
+        """Rows whose answers this step samples, or waits for."""
+        return self._taken | self._pool.buffer.rows
+
+    def begin(self, drafts: Sequence[Draft]) -> None:
+        """Writes the first answers to prompts that were just taken."""
+        self._batches += 1
+        self._taken.update(draft.taken.index for draft in drafts)
+        self._harvest.counts["prompts"] += sum(not draft.taken.row.get("canary") for draft in drafts)
+        self.go_on(drafts)
+
+    def go_on(self, drafts: Sequence[Draft]) -> None:
+        """Lets answers go on; the groups of which all have ended are settled, the others kept."""
+        if not drafts:
+            return
+        write_on(self._engine, drafts, self._config, seed=self._seed)
+        # Somebody's answer has just been written on, and its last tokens are of the engine's present weights.
+        self._harvest.version = max(answer.segments[-1][0] for draft in drafts for answer in draft.answers)
+        for draft in drafts:
+            if not draft.is_done:
+                for answer in draft.answers:
+                    answer.text = None
+                self._pool.buffer.drafts.append(draft)
+        self._settle([draft for draft in drafts if draft.is_done])
+
+    def put_surplus_away(self) -> None:
+        """Groups beyond what the step trains on."""
+        config, harvest = self._config, self._harvest
+        if config.generation_batch is None:
+            return
+        beyond = harvest.groups[config.prompts_per_step :]
+        harvest.groups = harvest.groups[: config.prompts_per_step]
+        harvest.counts["surplus"] = len(beyond)
+        if config.surplus == "keep":
+            self._pool.buffer.surplus = beyond
+
+    def measured(self) -> dict[str, float]:
+        """What the dials that are on have done."""
+        config, harvest, counts = self._config, self._harvest, self._harvest.counts
+        found: dict[str, float] = {}
+        if config.generation_batch is not None:
+            found |= {"rl/generation_batches": float(self._batches), "rl/groups_surplus": counts["surplus"]}
+        if config.repetition is not None:
+            found["rl/looped"] = counts["looped"] / max(counts["rollouts"], 1)
+        if config.partial is not None:
+            found |= {"rl/groups_waiting": float(harvest.waiting), "rl/answers_waiting": float(self._pool.buffer.unfinished)}
+        if config.partial is not None or config.surplus == "keep":
+            harvest.stale_tokens, tokens = _count_stale(harvest.groups, harvest.version)
+            found["rl/stale_tokens"] = harvest.stale_tokens / max(tokens, 1)
+        if config.curriculum.retire_at is not None or config.curriculum.hard_from_step is not None:
+            found["rl/prompts_active"] = float(self._pool.curriculum.active(self._step))
+        for name, count in counts.items():
+            if name.startswith("scores/"):
+                verifier = name.removeprefix("scores/")
+                found[f"rl/score/{verifier}"] = counts[f"score/{verifier}"] / count
+        return found
+
+    def _settle(self, drafts: Sequence[Draft]) -> None:
+        """Verifies, rewards and counts the groups of drafts that are done."""
+        asked = [(draft.taken.prompt, draft.taken.row, draft.completions(self._pool.tokenizer)) for draft in drafts]
+        judged = judge(self._context.verifiers, self._config.reward, asked)
+        if self._monitors is not None:
+            self._monitors.look([draft.taken.row for draft in drafts], [[one.rollout for one in group] for group in judged])
+        for draft, group in zip(drafts, judged, strict=True):
+            if not draft.taken.row.get("canary"):
+                self._take_in(draft, [_with_past(one, answer) for one, answer in zip(group, draft.answers, strict=True)])
+
+    def _take_in(self, draft: Draft, group: Sequence[Judged]) -> None:
+        harvest, config, row = self._harvest, self._config, draft.taken.row
+        _count(harvest, group)
+        scored = [one for one in group if is_scored(one.rollout)]
+        rollouts = shaped(self._shapers, config, scored)
+        harvest.counts["reward"] += sum(rollout.reward or 0.0 for rollout in rollouts)
+        if len(harvest.examples) < _EXAMPLES:
+            harvest.examples.extend((row, rollout) for rollout in (rollouts or [one.rollout for one in group])[:2])
+        if rollouts and config.curriculum.uses_running_rates:
+            rate = sum(rollout.verdict.score or 0.0 for rollout in rollouts) / len(rollouts)
+            self._pool.curriculum.rates.add(draft.taken.index, rate, len(rollouts))
+        masks = [_mask(config, one) for one in scored]
+        if _teaches(config, harvest, rollouts, masks):
+            segments = [one.segments if len(one.segments) > 1 else () for one in scored]
+            origin = (draft.taken.position, draft.taken.index)
+            harvest.groups.append(Group(rollouts, masks, segments if any(segments) else (), origin))
+        else:
+            harvest.counts["dropped"] += 1
 
 
-def _sample(context: StageContext, engine: Engine, taken: Sequence[tuple[Prompt, Row]], sampling: Sampling) -> list[list[Rollout]]:
-    groups = [
-        [replace(completion, messages=tuple(row["messages"])) for completion in group]
-        for (_, row), group in zip(taken, engine.generate([prompt for prompt, _ in taken], sampling), strict=True)
-    ]
-    checks = [
-        (row["verifier"], completion, row["reference"]) for (_, row), group in zip(taken, groups, strict=True) for completion in group
-    ]
-    verdicts = iter(context.verifiers.verify(checks))
-    return [[Rollout(prompt, completion, next(verdicts)) for completion in group] for (prompt, _), group in zip(taken, groups, strict=True)]
+def _with_past(judged: Judged, answer: Answer) -> Judged:
+    return replace(judged, looped=answer.looped, segments=answer.segments)
 
 
-def _count(harvest: Harvest, rollouts: Sequence[Rollout]) -> None:
+def _count(harvest: Harvest, group: Sequence[Judged]) -> None:
     counts = harvest.counts
-    for rollout in rollouts:
+    for one in group:
+        rollout = one.rollout
         counts["rollouts"] += 1
         counts["tokens"] += len(rollout.completion.token_ids)
-        counts["truncated"] += is_truncated(rollout)
+        counts["looped"] += one.looped
+        counts["truncated"] += is_truncated(rollout) and not one.looped
         counts["unparseable"] += rollout.verdict.outcome == "unparseable"
         counts["failures"] += rollout.verdict.score is None
         if is_scored(rollout):
             counts["scored"] += 1
             counts["score"] += rollout.verdict.score or 0.0
+            for name, score in one.scores.items():
+                counts[f"scores/{name}"] += 1
+                counts[f"score/{name}"] += score
 
 
-def _rewarded(shapers: Sequence[Shaper], config: GrpoConfig, rollouts: Sequence[Rollout]) -> list[Rollout]:
-    """One prompt's rollouts with their rewards, shaped in the recipe's order."""
-    rewards = [_reward(config, rollout) for rollout in rollouts]
-    for shaper in shapers if rollouts else ():
-        shaped = [float(reward) for reward in shaper.shape(rollouts, rewards)]
-        if len(shaped) != len(rewards) or not all(map(math.isfinite, shaped)):
-            raise PluginError(
-                f"shaper {type(shaper).__name__!r} made {shaped!r} of {len(rewards)} rewards; it must give as many finite ones"
-            )
-        rewards = shaped
-    return [replace(rollout, reward=reward) for rollout, reward in zip(rollouts, rewards, strict=True)]
+def _mask(config: RolloutOptions, judged: Judged) -> list[bool] | None:
+    """Which tokens of an answer are trained; None for all of them."""
+    length = len(judged.rollout.completion.token_ids)
+    if config.truncated == "mask" and is_truncated(judged.rollout) and not judged.looped:
+        return [False] * length
+    if config.partial is not None and config.partial.stale == "mask" and len(judged.segments) > 1:
+        last = judged.segments[-1][1]
+        return [False] * (length - last) + [True] * last
+    return None
 
 
-def _teaches(config: GrpoConfig, harvest: Harvest, rollouts: Sequence[Rollout]) -> bool:
+def _teaches(config: RolloutOptions, harvest: Harvest, rollouts: Sequence[Rollout], masks: Sequence[Sequence[bool] | None]) -> bool:
     """Whether a group is to be trained on; counts why not."""
-    if len(rollouts) < 2:
+    if len(rollouts) < min(config.samples_per_prompt, 2):
         return False
     if not has_signal(rollouts):
         harvest.counts["all right" if rollouts[0].verdict.score == 1.0 else "all wrong"] += 1
         if config.drop_without_signal:
             return False
-    if config.truncated == "mask" and all(map(is_truncated, rollouts)):
+    if all(mask is not None and not any(mask) for mask in masks):
         harvest.counts["all cut off"] += 1
         return False
     return True
 
 
-def _group(config: GrpoConfig, rollouts: Sequence[Rollout]) -> Group:
-    rewards = torch.tensor([rollout.reward for rollout in rollouts], dtype=torch.float64)
-    return Group(rollouts, group_advantages(rewards, scale_by_std=config.scale_by_std, ddof=config.std_ddof, eps=config.std_eps))
-
-
-def _reward(config: GrpoConfig, rollout: Rollout) -> float:
-    if is_truncated(rollout) and config.truncated == "penalise":
-        return config.truncation_reward
-    assert rollout.verdict.score is not None
-    return config.reward_scale * rollout.verdict.score
-
-
-def _check(row: Row, verifiers: Sequence[str], config: GrpoConfig) -> None:
-    place = f"row {row.get('id', '?')!r}"
-    if not row.get("messages") or "reference" not in row:
-        raise DataError(f"{place}: an RL prompt needs `messages` and a `reference`; it has {', '.join(sorted(row))}")
-    if row["messages"][-1]["role"] != "user":
-        raise DataError(f"{place}: an RL prompt ends in a user turn, not {row['messages'][-1]['role']!r}")
-    if not isinstance(row.get("canary", False), bool):
-        raise DataError(f"{place}: canary is {row['canary']!r}, not true or false")
-    name = row.get("verifier")
-    first = [known for known in verifiers if known not in config.monitors.second.values()] or verifiers
-    if name is None and len(first) == 1:
-        row["verifier"] = first[0]
-    elif name not in verifiers:
-        raise DataError(f"{place}: verifier {name!r} is not one of the stage's{nearest(str(name), verifiers)}; name it under `verifiers:`")
-
-
-_Encoded = tuple[Row, tuple[int, ...]]
-"""A row and the tokens of its prompt."""
-
-
-def _kept_out(rows: Sequence[_Encoded], count: int, seed: int) -> list[_Encoded]:
-    """``count`` rows that ask different things, drawn by ``seed``; no canaries."""
-    if not count:
-        return []
-    different = list({_question(row): (row, tokens) for row, tokens in rows if not row.get("canary")}.values())
-    if count >= len(different):
-        raise DataError(f"heldout_prompts {count:,} leaves nothing to train on: the dataset has {len(different):,} different prompts")
-    return random.Random(seed).sample(different, count)
-
-
-def _question(row: Row) -> str:
-    return json.dumps(row["messages"], sort_keys=True)
+def _count_stale(groups: Sequence[Group], version: int) -> tuple[int, int]:
+    """Tokens to be trained that other weights than ``version`` sampled, and all tokens to be trained."""
+    stale = total = 0
+    for group in groups:
+        for rollout, mask, old in zip(group.rollouts, group.masks, group.stale(version), strict=True):
+            trained = mask if mask is not None else [True] * len(rollout.completion.token_ids)
+            total += sum(trained)
+            stale += 0 if old is None else sum(use and made_before for use, made_before in zip(trained, old, strict=True))
+    return stale, total

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import torch
+
 from steelyard.errors import DataError
 from steelyard.protocols import StageContext
 from steelyard.records import Row, StageResult
 from steelyard.rows import read_rows
 from steelyard_sft.config import PretrainConfig, SftConfig, SupervisedOptions
-from steelyard_torch.batching import StepSampler, count_targets, micro_batches
+from steelyard_torch.batching import StepSampler, count_targets
 from steelyard_torch.encoding import EncodedChats, encode_texts
 from steelyard_torch.head import token_logprobs
 from steelyard_torch.losses import sft_loss
@@ -74,18 +76,17 @@ def _train(trainee: Trainee, config: SupervisedOptions, encoded: EncodedChats) -
     while trainee.step < sampler.total_steps:
         rows = [data[i] for i in sampler.rows(trainee.step)]
         totals = count_targets(rows)
-        loss_value = 0.0
-        for batch in micro_batches(
-            rows, token_budget=config.micro_batch_tokens, pad_id=trainee.tokenizer.pad_token_id, device=trainee.runtime.device
-        ):
+        loss_value = torch.zeros((), device=trainee.runtime.device)
+        for batch in trainee.micro_batches(rows):
             with memory_errors(padded_tokens=batch.padded_tokens, options=config):
                 with trainee.runtime.autocast():
                     scores = token_logprobs(trainee.model, batch)
                 loss = sft_loss(scores.logprobs, scores.rows, scores.n_rows, reduction=config.loss_reduction, totals=totals)
                 loss.backward()  # type: ignore[no-untyped-call]
-            loss_value += loss.item()
+            # Added up on the device: asking for the number here would make the host wait for each micro-batch.
+            loss_value += loss.detach()
         trainee.update(
-            loss_value,
+            loss_value.item(),
             tokens=sum(len(row) for row in rows),
             trained_tokens=totals.tokens,
             sequences=len(rows),

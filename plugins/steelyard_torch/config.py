@@ -6,11 +6,82 @@ import hashlib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-__all__ = ["ImportConfig", "NewModel", "NewTokenizer", "OptimiserOptions", "TrainingOptions"]
+__all__ = ["AdapterOptions", "ImportConfig", "NewModel", "NewTokenizer", "OptimiserOptions", "ShardingOptions", "TrainingOptions"]
 
 _READ_WHOLE = 1 << 26
+
+
+class AdapterOptions(BaseModel):
+    """Low-rank adapters: the model's own weights stay as they are, and two small matrices are trained beside each layer that is named."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    kind: Literal["lora"] = "lora"
+    """`lora`: W + s·B·A, where A begins at random and B at 0."""
+    rank: int = Field(default=16, ge=1)
+    """Rows of A, columns of B."""
+    alpha: float = Field(default=32.0, gt=0)
+    """The scale s is `alpha / rank`."""
+    use_rslora: bool = False
+    """The scale s is `alpha / √rank` instead, so that higher ranks do not learn more slowly."""
+    use_dora: bool = False
+    """Train each row's length apart from its direction (DoRA); slower."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of a layer's inputs that its adapter does not see in training. Stages that compare log-probabilities refuse it."""
+    targets: Literal["all-linear"] | list[str] = "all-linear"
+    """Names of the layers, `*` standing for anything; a name without its beginning (`q_proj`, `self_attn.*`) means every layer that ends
+    so. `all-linear`: every linear layer but the output head."""
+    exclude: list[str] = []
+    """Names of layers that get none after all, given in the same way."""
+    quantise: Literal["nf4"] | None = None
+    """Keep the linear layers' own weights in 4 bits while training (QLoRA; needs the extra `qlora`). The model that comes out, and the
+    reference of a stage that starts from its reference, have these weights as they are rounded by it."""
+    base_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the model's own weights in memory and in the model that comes out. `auto`: bfloat16 where they are bfloat16 on disk and
+    `precision` is `bf16`, else float32. The adapters are always trained in float32."""
+    keep: Literal["merged", "both"] = "merged"
+    """What the stage puts out: a plain model folder into which the adapters are merged; `both`: there, in `adapter/`, also the adapters
+    themselves, for peft. The adapters alone would be no model that an evaluation or the next stage can load."""
+
+    @field_validator("targets")
+    @classmethod
+    def _some_target(cls, targets: str | list[str]) -> str | list[str]:
+        if not targets:
+            raise ValueError("targets names no layer; say 'all-linear', or names")
+        return targets
+
+
+class ShardingOptions(BaseModel):
+    """How a model is spread over the processes of a launcher that starts several (`torchrun`); with one process there is nothing to spread,
+    and all but `cpu_offload` does nothing."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    shard: bool = True
+    """Each process keeps its part of weights, gradients and optimiser state, and layers are gathered as they are needed (FSDP2). `false`:
+    each keeps all of it, and only gradients are exchanged; faster where the model is small."""
+    cpu_offload: bool = False
+    """Keep weights and optimiser state in the host's memory, where the optimiser step is then taken; for models that fit no other way."""
+    reshard_after_forward: bool = True
+    """Let go of a layer's gathered weights after the forward pass and gather them again for the backward: less memory, half as much traffic
+    again."""
+    context: int = Field(default=1, ge=1)
+    """Processes that share one sequence."""
+
+    @model_validator(mode="after")
+    def _what_sharding_does(self) -> ShardingOptions:
+        if not self.shard and self.cpu_offload:
+            raise ValueError("cpu_offload belongs to shard: true")
+        if not self.shard and not self.reshard_after_forward:
+            raise ValueError("reshard_after_forward belongs to shard: true")
+        if self.context > 1:
+            raise ValueError(
+                f"context {self.context} is not built: packed rows with shared prefixes have no split over processes yet; for longer sequences "
+                "set gradient_checkpointing: true, more processes (less memory each for weights), or sharding.cpu_offload"
+            )
+        return self
 
 
 class OptimiserOptions(BaseModel):
@@ -52,6 +123,24 @@ class OptimiserOptions(BaseModel):
     """Optimiser steps in a row that may be skipped for non-finite loss or gradients before the stage stops."""
     peak_flops: float | None = Field(default=None, gt=0)
     """Peak FLOP/s of the device at this precision; with it `perf/mfu` is reported."""
+    sharding: ShardingOptions = ShardingOptions()
+    """How the model is spread over several processes."""
+    adapter: AdapterOptions | None = None
+    """Train low-rank adapters in place of the model's own weights."""
+    freeze: list[str] = []
+    """Names of weights that are not trained, `*` standing for anything: `["model.embed_tokens.*", "model.layers.[0-3].*"]`. A weight that
+    has two names (an output head tied to the embeddings) is frozen by either."""
+    train_only: list[str] = []
+    """Names of the only weights that are trained, in place of `freeze`."""
+
+    @model_validator(mode="after")
+    def _one_way_to_freeze(self) -> OptimiserOptions:
+        if self.freeze and self.train_only:
+            raise ValueError("give freeze or train_only, not both")
+        if self.adapter is not None and (self.freeze or self.train_only):
+            name = "freeze" if self.freeze else "train_only"
+            raise ValueError(f"an adapter freezes the model's own weights, so {name} does nothing; use adapter.targets, adapter.exclude")
+        return self
 
     @model_validator(mode="after")
     def _one_warmup(self) -> OptimiserOptions:

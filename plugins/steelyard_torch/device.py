@@ -56,7 +56,10 @@ def setup_runtime(
     Raises:
         UsageError: the device does not exist here, or cannot do bfloat16.
     """
-    chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    chosen = torch.device(device) if device != "auto" else torch.device("cpu")
+    if device == "auto" and torch.cuda.is_available():
+        # Of several processes each has chosen its own by now.
+        chosen = torch.device("cuda", torch.cuda.current_device())
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"device {device!r} was asked for, but torch sees no CUDA device; use device 'cpu' or 'auto'")
     if precision == "bf16" and chosen.type == "cuda" and not torch.cuda.is_bf16_supported():

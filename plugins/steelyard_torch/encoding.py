@@ -84,6 +84,12 @@ class EncodingStats:
     dropped_too_long: int = 0
     dropped_untrained: int = 0
     """Rows with nothing left to train, for example because truncation cut the answer off."""
+    dropped_empty: int = 0
+    """Pairs with an answer without text."""
+    dropped_unshared: int = 0
+    """Pairs whose two conversations have no prompt in common."""
+    dropped_identical: int = 0
+    """Pairs whose two sides are the same tokens, as they stand or once truncated."""
     tokens: int = 0
     trained_tokens: int = 0
     spans: int = 0
@@ -92,7 +98,7 @@ class EncodingStats:
 
     @property
     def dropped(self) -> int:
-        return self.dropped_too_long + self.dropped_untrained
+        return self.rows_in - self.rows
 
     @property
     def trained_share(self) -> float:
@@ -109,6 +115,9 @@ class EncodingStats:
             "truncated": self.truncated,
             "dropped as too long": self.dropped_too_long,
             "dropped without an answer left": self.dropped_untrained,
+            "dropped with an empty answer": self.dropped_empty,
+            "dropped without a shared prompt": self.dropped_unshared,
+            "dropped as chosen and rejected are the same": self.dropped_identical,
         }
         return line + "".join(f"; {count:,} {what}" for what, count in told.items() if count)
 
@@ -220,28 +229,34 @@ def encode_pairs(
     """Encode preference pairs (prompt, chosen, rejected), each a list of messages.
 
     Args:
-        rows: ``chosen`` and ``rejected`` hold what follows the prompt; a repetition of the prompt in front of them is recognised.
+        rows: ``chosen`` and ``rejected`` hold what follows the prompt; a repetition of the prompt in front of them is recognised, and where
+            the prompt is empty it is what both begin with. Pairs with an empty answer, without a shared prompt, or with equal sides teach
+            nothing, or something else than a preference: they are left out and counted.
         trained_turns: ``last`` scores the final answer only; ``all`` also the assistant turns of the prompt, as Tülu 3 does. The latter
             cancel in ``dpo``, but weigh in the per-token average of ``dpo_norm``.
 
     Raises:
-        DataError: as :func:`encode_chats`, or a completion that does not end with an assistant turn.
+        DataError: as :func:`encode_chats`, a completion that does not end with an assistant turn, or no pair that is left.
     """
     stats = EncodingStats()
     encode = _encoder(tokenizer)
     pairs: list[EncodedPair] = []
     for chunk in _chunks(enumerate(rows)):
         texts = [
-            (index, _chat_text(tokenizer, _join(prompt, completion, index), trained_turns))
-            for index, (prompt, chosen, rejected) in chunk
-            for completion in (chosen, rejected)
+            (index, _chat_text(tokenizer, conversation, trained_turns))
+            for index, row in chunk
+            for conversation in _two_conversations(*row, index, stats)
         ]
         sides = encode(texts, stats)
         for chosen, rejected in zip(sides, sides, strict=True):
-            stats.rows_in += 1
+            read = slice(max_length if on_too_long == "truncate" else None)
+            if chosen.trained[read].any() and np.array_equal(chosen.input_ids[read], rejected.input_ids[read]):
+                stats.dropped_identical += 1
+                continue
             kept = _fit([chosen, rejected], stats, max_length=max_length, on_too_long=on_too_long)
             if kept is not None:
                 pairs.append(EncodedPair(kept[0], kept[1], chosen.index))
+    _check_pairs(stats)
     _check_trained(stats)
     return EncodedPairs(pairs, stats)
 
@@ -264,7 +279,9 @@ def encode_rollout(
     """
     ids = np.concatenate([np.asarray(prompt_ids, dtype=np.int32), np.asarray(completion_ids, dtype=np.int32)])
     mask = np.zeros(len(ids), dtype=np.bool_)
-    mask[max(len(prompt_ids), 1) :] = trained
+    mask[len(prompt_ids) :] = trained
+    # Nothing predicts the first token, which without a prompt is the completion's.
+    mask[:1] = False
     return EncodedRow(ids, mask, index)
 
 
@@ -326,13 +343,43 @@ def _chat_text(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Any], trai
     return _Text(chat.text, chat.spans if trained_turns == "all" else chat.spans[-1:])
 
 
-def _join(prompt: Sequence[Any], completion: Sequence[Any], index: int) -> list[dict[str, Any]]:
-    before, after = as_dicts(prompt), as_dicts(completion)
-    if after[: len(before)] == before:
-        after = after[len(before) :]
-    if not after or after[-1]["role"] != "assistant":
-        raise DataError(f"row {index}: a chosen or rejected completion must end with an assistant message, got {after!r}"[:400])
-    return before + after
+def _two_conversations(
+    prompt: Sequence[Any], chosen: Sequence[Any], rejected: Sequence[Any], index: int, stats: EncodingStats
+) -> tuple[list[dict[str, Any]], ...]:
+    """A pair's conversations; none, and a count, where it is no pair."""
+    stats.rows_in += 1
+    sides = [as_dicts(side) if len(side) else [] for side in (chosen, rejected)]
+    before = as_dicts(prompt) if len(prompt) else _common_start(*sides)
+    sides = [side[len(before) :] if side[: len(before)] == before else side for side in sides]
+    for side in sides:
+        if side and side[-1]["role"] != "assistant":
+            raise DataError(f"row {index}: a chosen or rejected completion must end with an assistant message, got {side!r}"[:400])
+    if any(not side or not (side[-1]["content"].strip() or side[-1].get("tool_calls")) for side in sides):
+        stats.dropped_empty += 1
+        return ()
+    if not before or any(side[0]["role"] != "assistant" for side in sides):
+        stats.dropped_unshared += 1
+        return ()
+    return tuple(before + side for side in sides)
+
+
+def _common_start(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages that both conversations begin with, without the last of either."""
+    shared = 0
+    while shared < min(len(first), len(second)) - 1 and first[shared] == second[shared]:
+        shared += 1
+    return first[:shared]
+
+
+def _check_pairs(stats: EncodingStats) -> None:
+    left_out = {
+        "with an empty answer": stats.dropped_empty,
+        "without a prompt that both sides share": stats.dropped_unshared,
+        "with the same tokens on both sides": stats.dropped_identical,
+    }
+    if stats.rows == 0 and any(left_out.values()):
+        why = ", ".join(f"{count:,} {what}" for what, count in left_out.items() if count)
+        raise DataError(f"none of the {stats.rows_in:,} pairs has anything to prefer: {why}; a row has prompt, chosen and rejected")
 
 
 def _chunks(items: Iterable[_T]) -> Iterator[list[_T]]:

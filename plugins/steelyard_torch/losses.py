@@ -13,16 +13,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 
 from steelyard.errors import TrainingError, UsageError
 from steelyard_torch.batching import StepTotals
 from steelyard_torch.head import sum_by_row
 
-__all__ = ["Loss", "PolicyReduction", "PreferenceLoss", "Reduction", "dpo_loss", "group_advantages", "grpo_loss", "sft_loss"]
+__all__ = ["Loss", "PolicyReduction", "Reduction", "group_advantages", "grpo_loss", "sft_loss"]
 
 Reduction = Literal["token_mean", "sum", "sequence_mean"]
-PreferenceLoss = Literal["dpo", "dpo_norm"]
 PolicyReduction = Literal["sequence_mean", "token_mean", "constant"]
 
 
@@ -61,52 +59,6 @@ def sft_loss(
     if reduction == "sequence_mean":
         return -_row_means(logprobs, rows, n_rows).sum() / max(totals.sequences, 1)
     raise UsageError(f"unknown loss reduction {reduction!r} (known: token_mean, sum, sequence_mean)")
-
-
-def dpo_loss(
-    policy_chosen: torch.Tensor,
-    policy_rejected: torch.Tensor,
-    reference_chosen: torch.Tensor,
-    reference_rejected: torch.Tensor,
-    *,
-    chosen_tokens: torch.Tensor,
-    rejected_tokens: torch.Tensor,
-    loss: PreferenceLoss = "dpo",
-    beta: float,
-    pairs: int,
-) -> Loss:
-    """Direct preference optimisation: (1/P) Σ −log σ(β (Δ_c − Δ_r)), Δ = log π(y) − log π_ref(y).
-
-    ``dpo``
-        Δ of the whole answer (Rafailov et al., arXiv 2305.18290, equation 7); β is usually 0.1.
-    ``dpo_norm``
-        Δ divided by the answer's trained tokens, each side by its own (Tülu 3, section 5.1.2); hence a large β, 5 there.
-
-    Args:
-        policy_chosen, policy_rejected, reference_chosen, reference_rejected: (B,) log-probabilities summed over the trained tokens.
-        chosen_tokens, rejected_tokens: (B,) how many those are.
-        beta: strength of the pull towards the reference.
-        pairs: P, the pairs of the whole step.
-
-    Returns:
-        Metrics ``accuracy`` (share of pairs whose implicit reward β·Δ is larger for the chosen; a tie counts half), ``margin``,
-        ``chosen_reward`` and ``rejected_reward``.
-    """
-    chosen, rejected = policy_chosen - reference_chosen, policy_rejected - reference_rejected
-    if loss == "dpo_norm":
-        chosen, rejected = chosen / chosen_tokens, rejected / rejected_tokens
-    elif loss != "dpo":
-        raise UsageError(f"unknown preference loss {loss!r} (known: dpo, dpo_norm)")
-    margin = beta * (chosen - rejected)
-    with torch.no_grad():
-        per_pair = {
-            "accuracy": (margin > 0).to(margin.dtype) + 0.5 * (margin == 0).to(margin.dtype),
-            "margin": margin,
-            "chosen_reward": beta * chosen,
-            "rejected_reward": beta * rejected,
-        }
-        metrics = {name: values.sum() / pairs for name, values in per_pair.items()}
-    return Loss(-F.logsigmoid(margin).sum() / pairs, metrics)
 
 
 def grpo_loss(

@@ -8,27 +8,31 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel
 
-from steelyard.errors import DataError, Interrupted, ModelError, TrainingError
-from steelyard.protocols import StageContext
+from steelyard.errors import DataError, Interrupted, ModelError, TrainingError, UsageError
+from steelyard.protocols import Engine, StageContext
 from steelyard.records import Row, StageResult
 from steelyard.rows import read_rows
+from steelyard_torch.adapters import adapter_facts, make_trainable, merged_state_dict, plain_model, save_adapter, weights_dtype
 from steelyard_torch.batching import MicroBatch, micro_batches
 from steelyard_torch.checkpoint import load_checkpoint, save_checkpoint
 from steelyard_torch.config import OptimiserOptions
 from steelyard_torch.device import seed_everything, set_gradient_checkpointing, setup_runtime
 from steelyard_torch.encoding import EncodedChats, EncodedRow, OnTooLong, TrainedTurns, encode_chats
 from steelyard_torch.flops import mfu, training_flops
+from steelyard_torch.freezing import describe_trainable, trainable_facts
+from steelyard_torch.head import prepare_scoring
 from steelyard_torch.models import load_model, load_tokenizer, save_model
 from steelyard_torch.optim import NonFiniteGuard, StepOutcome, adamw, learning_rate, optimiser_step, warmup_steps
-from steelyard_torch.parallel import current_world
+from steelyard_torch.parallel import open_world, sum_gradients
+from steelyard_torch.sharding import empty_model, full_state, is_sharded, reshard, shard_model, without_weights
 from steelyard_torch.templates import check_template, template_hash
 from steelyard_torch.token_cache import cached_rows
 
@@ -42,20 +46,37 @@ class Trainee:
 
     Args:
         dropout: keep the model's dropout. A stage that compares log-probabilities of two models, or of two passes, needs it off.
+        load: reads the initial model, with the keywords of :func:`~steelyard_torch.models.load_model`; for a stage whose model is no
+            language model.
     """
 
-    def __init__(self, context: StageContext, options: OptimiserOptions, *, dropout: bool = True):
+    def __init__(
+        self, context: StageContext, options: OptimiserOptions, *, dropout: bool = True, load: Callable[..., PreTrainedModel] = load_model
+    ):
         self.context, self.options = context, options
-        self.world = current_world()
+        self.world = open_world(context.rank)
         self.runtime = setup_runtime(precision=options.precision, deterministic=options.deterministic)
         seed_everything(context.seed)
         self._remote = bool(context.options.get("trust_remote_code"))
         self.tokenizer = load_tokenizer(context.model, allow_remote_code=self._remote)
-        self.model = load_model(context.model, device=str(self.runtime.device), allow_remote_code=self._remote).train()
+        self._sharded = options.sharding.shard and (self.world.size > 1 or options.sharding.cpu_offload)
+        self.model = self._load(load, context.model, dtype=weights_dtype(context.model, options)).train()
+        self._initial = self._make_trainable()
+        context.io.log(describe_trainable(self.model))
         if not dropout:
+            if options.adapter is not None and options.adapter.dropout:
+                raise UsageError(
+                    f"adapter.dropout is {options.adapter.dropout!r}, but this stage compares log-probabilities, which dropout would blur; "
+                    "leave it out"
+                )
             _switch_dropout_off(self.model)
         if options.gradient_checkpointing:
             set_gradient_checkpointing(self.model, True)
+        if self._sharded:
+            self._shard(self.model)
+        if not self.world.main:
+            # Ranks see other rows, which dropout should treat in other ways; what was made at random until here is the same on all.
+            seed_everything(context.seed + self.world.rank)
         self.optimizer = adamw(self.model, lr=options.lr, weight_decay=options.weight_decay, betas=options.betas, eps=options.adam_eps)
         self.guard = NonFiniteGuard(options.max_non_finite)
         self.step = 0
@@ -65,6 +86,31 @@ class Trainee:
         self._passed_over = 0
         self._step_started = self._checkpointed = time.monotonic()
         self._saved_position: Any = None
+        self._companions: dict[str, tuple[PreTrainedModel, torch.optim.Optimizer | None]] = {}
+
+    def _load(self, load: Callable[..., PreTrainedModel], folder: Path, *, dtype: torch.dtype) -> PreTrainedModel:
+        """The model of a folder; where it is to be sharded, ranks other than the main one get it without weights."""
+        if not self._sharded or self.world.main:
+            return load(folder, dtype=dtype, allow_remote_code=self._remote)
+        if load is load_model:
+            return empty_model(folder, dtype=dtype)
+        return without_weights(load(folder, dtype=dtype, allow_remote_code=self._remote))
+
+    def _make_trainable(self) -> PreTrainedModel | None:
+        options = self.options
+        if not self._sharded:
+            return make_trainable(self.model, options, device=self.runtime.device)
+        if options.adapter is not None and options.adapter.quantise is not None:
+            raise UsageError(
+                f"adapter.quantise {options.adapter.quantise!r} has weights that cannot be sharded; set sharding: {{shard: false}}, which "
+                "gives every process all of them"
+            )
+        make_trainable(self.model, options, device=self.model.device)
+        # The initial model below the adapters would hold on to the weights as they were before they were sharded.
+        return None
+
+    def _shard(self, model: PreTrainedModel) -> None:
+        shard_model(model, self.world, self.options.sharding, device=self.runtime.device, precision=self.options.precision)
 
     def dataset(self) -> Path:
         """Folder of the training dataset. Raises DataError when the stage was given none."""
@@ -104,10 +150,50 @@ class Trainee:
         return folder
 
     def load_reference(self) -> PreTrainedModel:
-        """The reference model on the trainee's device, in evaluation mode and without gradients."""
-        model = load_model(self.reference_folder(), device=str(self.runtime.device), allow_remote_code=self._remote)
+        """The reference model on the trainee's device, in evaluation mode and without gradients. Under adapters the initial model is
+        still there, below them, and is not loaded a second time."""
+        folder = self.reference_folder()
+        if self._initial is not None and folder.resolve() == self.context.model.resolve():
+            return self._initial
+        return self.load_frozen(folder)
+
+    def load_frozen(self, folder: Path) -> PreTrainedModel:
+        """Another language model, such as a teacher, on the trainee's device, spread over the ranks as the trainee is; in evaluation mode
+        and without gradients. Every rank must score with it whenever one does."""
+        model = self._load(load_model, folder, dtype=torch.float32)
         model.requires_grad_(False)
+        if self._sharded:
+            self._shard(model)
+        elif model.device != self.runtime.device:
+            cast("torch.nn.Module", model).to(self.runtime.device)
         return model
+
+    def load_companion(self, load: Callable[..., PreTrainedModel], folder: Path) -> PreTrainedModel:
+        """A second model to be trained beside the policy, without dropout and spread over the ranks as the policy is.
+
+        Args:
+            load: reads it, with the keywords of :func:`~steelyard_torch.models.load_model`.
+        """
+        model = self._load(load, folder, dtype=torch.float32).train()
+        _switch_dropout_off(model)
+        if self.options.gradient_checkpointing:
+            set_gradient_checkpointing(model, True)
+        if self._sharded:
+            self._shard(model)
+        elif model.device != self.runtime.device:
+            cast("torch.nn.Module", model).to(self.runtime.device)
+        return model
+
+    def accompany(self, name: str, model: PreTrainedModel, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Keep a further model that changes, and its optimiser, in checkpoints from now on; :meth:`resume` puts them back too."""
+        self._companions[name] = (model, optimizer)
+
+    def sum_gradients(self, model: PreTrainedModel) -> None:
+        """Make a model's gradients those of all ranks; before an optimiser step on them."""
+        if is_sharded(model):
+            reshard(model)
+        else:
+            sum_gradients(model.parameters(), self.world)
 
     def schedule(self, total_steps: int) -> None:
         """Fix the number of optimiser steps that the learning-rate schedule spans. The clocks of the first step and of the first
@@ -120,10 +206,10 @@ class Trainee:
 
     def resume(self) -> Mapping[str, Any] | None:
         """Load the newest whole checkpoint, if there is one; returns the data position it was saved with."""
-        found = self.context.checkpoints.latest()
+        found = self.world.from_main(self.context.checkpoints.latest() if self.world.main else None)
         if found is None:
             return None
-        saved = load_checkpoint(found, model=self.model, optimizer=self.optimizer)
+        saved = load_checkpoint(found, model=self.model, optimizer=self.optimizer, world=self.world)
         self.step, self._saved_position = saved.step, saved.data
         self.guard.restore(saved.extra["guard"])
         self._passed_over = int(saved.extra["passed_over"])
@@ -147,22 +233,37 @@ class Trainee:
             device=self.runtime.device,
             groups=groups,
             whole=whole,
+            packed=prepare_scoring(self.model),
+            rank=self.world.rank,
+            size=self.world.size,
         )
 
     def update(
-        self, loss: float, *, tokens: int, trained_tokens: int, sequences: int, metrics: Mapping[str, float], note: str = ""
+        self,
+        loss: float,
+        *,
+        tokens: int,
+        trained_tokens: int,
+        sequences: int,
+        metrics: Mapping[str, float],
+        shared: Mapping[str, float] | None = None,
+        note: str = "",
     ) -> StepOutcome:
-        """Clip, guard, step, count and report. ``loss`` is the value over the whole optimiser step, ``tokens`` what went through the
-        model without padding; ``note`` is shown beside the progress, in place of the loss."""
+        """Clip, guard, step, count and report.
+
+        Args:
+            loss: this rank's part of the step's; the parts add up.
+            tokens, trained_tokens, sequences: of the whole optimiser step, the same on every rank; ``tokens`` went through the model,
+                padding apart.
+            metrics: this rank's parts, which add up as well. What only one rank knows, it gives alone.
+            shared: numbers of the whole step that every rank has already, such as the epoch.
+            note: shown beside the progress, in place of the loss.
+        """
         options = self.options
-        lr = learning_rate(
-            self.step,
-            peak=options.lr,
-            schedule=options.schedule,
-            total_steps=self.total_steps,
-            warmup_steps=self._warmup,
-            floor=options.lr * options.lr_floor,
-        )
+        summed = self.world.sum({"train/loss": loss, **metrics})
+        loss = summed.pop("train/loss")
+        self.sum_gradients(self.model)
+        lr = self.next_lr()
         outcome = optimiser_step(
             self.model, self.optimizer, loss=loss, lr=lr, max_grad_norm=options.max_grad_norm, guard=self.guard, step=self.step
         )
@@ -178,13 +279,26 @@ class Trainee:
             "train/skipped_steps": float(self.guard.skipped),
             "perf/tokens_per_s": tokens / seconds,
             "perf/step_s": seconds,
-            **metrics,
+            **summed,
+            **(shared or {}),
         }
         self._add_mfu(report, tokens, trained_tokens, sequences, seconds)
         self._last = {name: value for name, value in report.items() if math.isfinite(value)}
         self.context.io.report(report, step=self.step)
         self.context.io.progress(self.step, self.total_steps, "steps", note or f"loss {loss:.3f}")
         return outcome
+
+    def next_lr(self) -> float:
+        """The schedule's learning rate of the next optimiser step."""
+        options = self.options
+        return learning_rate(
+            self.step,
+            peak=options.lr,
+            schedule=options.schedule,
+            total_steps=self.total_steps,
+            warmup_steps=self._warmup,
+            floor=options.lr * options.lr_floor,
+        )
 
     def pass_over(self, step: int) -> None:
         """Go on to ``step`` of the schedule without the optimiser steps before it, which had nothing to train on."""
@@ -195,7 +309,7 @@ class Trainee:
         if self.options.peak_flops is None or not tokens:
             return
         flops = training_flops(self.model, tokens=tokens, trained_tokens=trained_tokens, mean_length=tokens / max(sequences, 1))
-        share = mfu(flops, seconds, peak_flops=self.options.peak_flops)
+        share = mfu(flops, seconds, peak_flops=self.options.peak_flops * self.world.size)
         if share is not None:
             report["perf/mfu"] = share
 
@@ -208,9 +322,9 @@ class Trainee:
         """
         if self.step >= self.total_steps:
             return
-        stop = self.context.io.should_stop()
         every = self.options.checkpoint_every
-        due = time.monotonic() - self._checkpointed >= self.options.checkpoint_every_s or (every and self.step % every == 0)
+        due = time.monotonic() - self._checkpointed >= self.options.checkpoint_every_s or bool(every and self.step % every == 0)
+        stop, due = self.world.from_main((self.context.io.should_stop(), due))
         if (stop or due) and dict(position) != self._saved_position:
             save_checkpoint(
                 self.context.checkpoints,
@@ -218,6 +332,7 @@ class Trainee:
                 model=self.model,
                 optimizer=self.optimizer,
                 data=position,
+                world=self.world,
                 extra={"guard": self.guard.state(), "passed_over": self._passed_over, "last": self._last},
             )
             self._saved_position = dict(position)
@@ -226,15 +341,51 @@ class Trainee:
         if stop:
             raise Interrupted(f"stopped after optimiser step {self.step:,} of {self.total_steps:,}; a checkpoint is written")
 
+    def reference_facts(self) -> dict[str, Any]:
+        """What the reference's log-probabilities depend on beside its folder and the data."""
+        adapter = self.options.adapter
+        weights = None if adapter is None else {"quantise": adapter.quantise, "dtype": str(self.model.dtype).removeprefix("torch.")}
+        return {"precision": self.options.precision, "weights": weights}
+
+    def weights(self) -> Mapping[str, Any]:
+        """The weights under the names that the model's folder has, adapters merged: what an engine's ``load_weights`` takes. All ranks
+        must ask; where the model is sharded, the main rank alone gets them, gathered in host memory, and the others get none."""
+        if not is_sharded(self.model):
+            return merged_state_dict(self.model)
+        state = full_state(self.model, self.world)
+        return merged_state_dict(self.model, state) if self.world.main else {}
+
+    def engine(self) -> Engine | None:
+        """The recipe's engine on the model in training, for the main rank; the others get None, and the results by ``world.from_main``.
+
+        In one process it may share the live weights. Sharded, it has its own, and knows of an optimiser step by ``load_weights`` alone.
+        """
+        if not self.world.main:
+            return None
+        live = {} if is_sharded(self.model) else {"module": self.model}
+        return self.context.engine(self.context.model, **live)
+
     def finish(self, facts: Mapping[str, Any]) -> StageResult:
         """Save the model into the stage's output folder."""
         self.model.train(False)
-        save_model(self.model, self.tokenizer, self.context.output)
+        state = full_state(self.model, self.world) if is_sharded(self.model) else None
         own = {
             "optimiser_steps": self.step - self._passed_over,
             "skipped_steps": self.guard.skipped,
             "template_hash": template_hash(self.tokenizer),
+            **trainable_facts(self.model),
         }
+        adapter = self.options.adapter
+        if adapter is not None:
+            own["adapter"] = adapter_facts(self.model, adapter)
+        if not self.world.main:
+            return StageResult(self.context.output, self._last, {**own, **facts})
+        if adapter is None and state is None:
+            save_model(self.model, self.tokenizer, self.context.output)
+        else:
+            save_model(plain_model(self.model, merged_state_dict(self.model, state)), self.tokenizer, self.context.output)
+            if adapter is not None and adapter.keep == "both":
+                save_adapter(self.model, self.context.output / "adapter", state=state)
         return StageResult(self.context.output, self._last, {**own, **facts})
 
 

@@ -103,18 +103,25 @@ def test_the_jsd_tends_to_the_divergences_that_its_ends_stand_for() -> None:
     assert torch.equal(generalised_jsd(student, teacher, 1.0), reverse_kl(student, teacher))
 
 
-@pytest.mark.parametrize(("divergence", "beta"), EVERY)
-def test_chunks_change_neither_values_nor_gradients(divergence: Divergence, beta: float) -> None:
-    def run(max_logits: int) -> tuple[torch.Tensor, torch.Tensor]:
-        student = logits(0, 11).requires_grad_()
-        values = token_divergences(student, logits(1, 11), divergence=divergence, beta=beta, temperature=1.3, max_logits=max_logits)
-        (values * torch.arange(11)).sum().backward()  # type: ignore[no-untyped-call]
-        assert student.grad is not None
-        return values.detach(), student.grad
-
-    whole, chunked = run(10**6), run(7 * 3)
-    for mine, theirs in zip(whole, chunked, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-14, atol=1e-14)
+@pytest.mark.parametrize("temperature", [1.0, 1.6])
+@pytest.mark.parametrize("beta", [0.0, 0.1, 0.5, 0.9, 1.0])
+def test_values_and_gradients_are_those_of_trl(beta: float, temperature: float) -> None:
+    # GKD's own loss on the same logits: means over the unmasked positions, and over a number of tokens that is given.
+    trl = pytest.importorskip("trl.experimental.gkd.gkd_trainer")
+    student, teacher = logits(0, 12).reshape(2, 6, 7), logits(1, 12).reshape(2, 6, 7)
+    labels = torch.full((2, 6), -100)
+    labels[0, 2:5], labels[1, 5] = 3, 1
+    theirs, ours = student.clone().requires_grad_(), student.clone().requires_grad_()
+    for count in (None, 11):
+        expected = trl.GKDTrainer.generalized_jsd_loss(
+            theirs, teacher, labels=labels, beta=beta, temperature=temperature, num_items_in_batch=count
+        )
+        kept = labels != -100
+        tokens = token_divergences(ours[kept], teacher[kept], divergence="jsd", beta=beta, temperature=temperature)
+        found = tokens.sum() / (count or 4)
+        assert found.item() == pytest.approx(expected.item(), rel=1e-10)
+        (mine,), (other,) = torch.autograd.grad(found, ours), torch.autograd.grad(expected, theirs)
+        torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jsd"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -23,11 +22,11 @@ from steelyard.run.contexts import open_step_verifiers
 from steelyard.testing import RecordedIO
 from steelyard_distill.config import DistillConfig
 from steelyard_distill.distill import Distill
-from steelyard_distill.target_logits import target_logits
+from steelyard_distill.states import target_states
 from steelyard_torch.bases import new_model
-from steelyard_torch.batching import micro_batches
+from steelyard_torch.batching import MicroBatch, micro_batches
 from steelyard_torch.encoding import EncodedRow, encode_chats
-from steelyard_torch.head import token_logprobs
+from steelyard_torch.head import prepare_scoring, token_logprobs
 from steelyard_torch.models import load_model, load_tokenizer, weights_sha256
 
 MARKERS = ("<|user|>", "<|assistant|>")
@@ -280,39 +279,35 @@ def gemma2() -> PreTrainedModel:
     )
 
 
+def whole_logits(model: PreTrainedModel, batch: MicroBatch) -> torch.Tensor:
+    """By a pass over each row alone."""
+    found = []
+    for row in batch.rows:
+        logits = model(input_ids=torch.from_numpy(row.input_ids.astype(np.int64))[None]).logits[0]
+        found.append(logits[torch.from_numpy(np.flatnonzero(row.trained)) - 1])
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("architecture", [llama, gpt2, gemma2])
-def test_target_logits_are_the_models_own(architecture: Any) -> None:
+def test_target_states_lead_to_the_models_own_logits(architecture: Any, packed: bool) -> None:
     torch.manual_seed(0)
     model = architecture().train(False)
-    (batch,) = micro_batches(rows(), token_budget=10**6, pad_id=0)
-    seen: list[Sequence[int]] = []
-    handle = model.get_output_embeddings().register_forward_hook(lambda _m, args, _o: seen.append(tuple(args[0].shape)))
-    found = target_logits(model, batch)
-    handle.remove()
-    whole = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-    expected = whole.reshape(-1, whole.shape[-1])[batch.target_positions]
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    # The head saw the trained positions and no others.
-    assert seen[0] == (1, len(batch.target_ids), 32)
+    (batch,) = micro_batches(rows(), token_budget=10**6, pad_id=0, packed=packed and prepare_scoring(model))
+    found = target_states(model, batch)
+    assert found.width == 31 and found.states.shape == (len(batch.target_ids), 32)
+    torch.testing.assert_close(found.logits(found.states), whole_logits(model, batch), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.logits(found.states[3:5]), whole_logits(model, batch)[3:5], rtol=1e-5, atol=1e-5)
 
 
 def test_a_model_without_a_head_of_its_own_kind_gets_the_selection_afterwards() -> None:
     torch.manual_seed(0)
     model = llama().train(False)
-    (batch,) = micro_batches(rows(), token_budget=10**6, pad_id=0)
-    expected = target_logits(model, batch)
     model.get_output_embeddings = lambda: None
-    torch.testing.assert_close(target_logits(model, batch), expected, rtol=1e-5, atol=1e-5)
-
-
-def test_target_logits_leave_no_hook_behind_even_after_a_failure() -> None:
-    model = llama().train(False)
     (batch,) = micro_batches(rows(), token_budget=10**6, pad_id=0)
-    target_logits(model, batch)
-    model.forward = lambda **_: (_ for _ in ()).throw(RuntimeError("broken"))
-    with pytest.raises(RuntimeError, match="broken"):
-        target_logits(model, batch)
-    assert not model.get_output_embeddings()._forward_pre_hooks
+    found = target_states(model, batch)
+    assert found.states.shape == (len(batch.target_ids), 31)
+    torch.testing.assert_close(found.logits(found.states), whole_logits(model, batch), rtol=1e-5, atol=1e-5)
 
 
 def test_the_plugin_names_a_stage_with_messages_and_a_reference() -> None:

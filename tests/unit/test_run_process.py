@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from steelyard.errors import DataError, ExitCode, TrainingError
 from steelyard.run import progress as progress_module
 from steelyard.run.launchers import LocalLauncher, worker_environment, worker_threads
+from steelyard.run.outside_models import OutsideModel
 from steelyard.run.progress import PlainProgress, duration
 from steelyard.run.stopping import StopRequest
 from steelyard.run.tasks import Task
@@ -69,6 +71,7 @@ def test_errors_cross_the_border_with_their_type_and_what_to_do(
 
 def test_a_task_comes_back_from_json_as_it_was(tmp_path: Path) -> None:
     task = Task("r/a", "stage", "k", {"lr": 0.1}, {"model": "k0"}, tmp_path, tmp_path / "x", 1, 2, {"suite": "s"}, {"disabled": []})
+    task = replace(task, outside={"model:a": OutsideModel("run:../a", "/runs/a/artifacts/k1", "f")})
     assert Task.from_json(json.loads(json.dumps(task.to_json()))) == task
 
 

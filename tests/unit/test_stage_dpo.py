@@ -7,14 +7,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from steelyard.errors import DataError, Interrupted, ModelError
 from steelyard_preference.config import DpoConfig
-from steelyard_preference.dpo import Dpo, pair_batches
-from steelyard_torch.encoding import EncodedPair, EncodedRow
+from steelyard_preference.dpo import Dpo
 from steelyard_torch.models import load_model, load_tokenizer
 
 
@@ -135,16 +133,6 @@ def test_micro_batches_do_not_change_the_result(bench: Any) -> None:
         torch.testing.assert_close(bench.weights(split.model)[name], tensor, atol=2e-6, rtol=0)
 
 
-def test_micro_batches_hold_whole_pairs_within_the_budget() -> None:
-    lengths = [(3, 9), (5, 5), (30, 2), (4, 4), (8, 8), (6, 1)]
-    made = [EncodedPair(*(EncodedRow(np.zeros(n, np.int32), np.ones(n, np.bool_)) for n in pair)) for pair in lengths]
-    batches = list(pair_batches(made, token_budget=40))
-    assert sorted(place for batch in batches for place in batch) == list(range(6))
-    for batch in batches:
-        assert len(batch) == 1 or 2 * len(batch) * max(max(lengths[i]) for i in batch) <= 40
-    assert [2] in batches, "a pair above the budget goes alone"
-
-
 def test_the_reference_is_scored_once(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     first, context = train(bench, config(max_steps=3), name="first", reference=bench.model(1))
     kept = list((bench.root / "cache/reference-logprobs").glob("*.safetensors"))
@@ -207,21 +195,26 @@ def test_a_stop_while_the_reference_is_scored_writes_nothing(bench: Any) -> None
     train(bench, config())
 
 
-def test_identical_pairs_are_left_out_and_counted(bench: Any) -> None:
+def test_pairs_that_teach_nothing_are_left_out_and_counted(bench: Any) -> None:
     same = [{"prompt": row["prompt"], "chosen": row["chosen"], "rejected": row["chosen"]} for row in pairs(bench, 3)]
     # These two differ behind the twelfth token only, where they are cut.
     cut = [{**same[0], "chosen": [_said("c" * 20 + "d")], "rejected": [_said("c" * 20 + "e")]}]
-    rows = [*pairs(bench, 6), *same, *cut]
+    empty = [{**same[0], "rejected": [_said(" ")]}, {**same[0], "chosen": []}]
+    other = {"role": "user", "content": "z"}
+    unshared = [{**same[0], "chosen": [*same[0]["prompt"], _said("a")], "rejected": [other, _said("b")]}]
+    rows = [*pairs(bench, 6), *same, *cut, *empty, *unshared]
     for name in ("first", "from the cache"):
         result, context = train(bench, config(max_length=14, max_steps=1, batch_size=6), rows=rows, name=name)
-        assert result.facts["identical_pairs"] == 4
-        assert any(line.startswith("4 pairs left out") for line in context.io.lines)
+        data = result.facts["data"]
+        assert (data["rows_in"], result.facts["pairs"]) == (13, 6)
+        assert (data["dropped_identical"], data["dropped_empty"], data["dropped_unshared"]) == (4, 2, 1)
+        assert any("4 dropped as chosen and rejected are the same" in line for line in context.io.lines)
         assert context.io.series("train/epoch") == [1.0]
 
 
 def test_nothing_but_identical_pairs_is_an_error(bench: Any) -> None:
     rows = [{"prompt": row["prompt"], "chosen": row["chosen"], "rejected": row["chosen"]} for row in pairs(bench, 3)]
-    with pytest.raises(DataError, match="the same in all 3 pairs"):
+    with pytest.raises(DataError, match="none of the 3 pairs has anything to prefer: 3 with the same tokens on both sides"):
         train(bench, config(), rows=rows)
 
 

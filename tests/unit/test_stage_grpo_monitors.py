@@ -21,7 +21,7 @@ from steelyard.protocols import VerifierSet
 from steelyard.records import Completion, Prompt, Rollout, Verdict
 from steelyard.verify import open_verifiers
 from steelyard_rl.config import GrpoConfig
-from steelyard_rl.grpo import Grpo
+from steelyard_rl.policy import PolicyOptimisation as Grpo
 from steelyard_rl.monitoring import Monitors
 from steelyard_rl.rollouts import PromptPool, roll_out
 from steelyard_sft.config import SftConfig

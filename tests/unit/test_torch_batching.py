@@ -134,3 +134,96 @@ def test_values_kept_by_row_come_back_in_the_order_of_the_targets() -> None:
         assert gather_targets(batch, kept).tolist() == expected
     with pytest.raises(DataError, match="18 values were kept for 6 trained tokens"):
         gather_targets(batches[0], [torch.zeros(9)] * 3)
+
+
+PREFIXES = st.lists(st.tuples(st.integers(0, 20), st.lists(st.integers(1, 20), min_size=1, max_size=5)), min_size=1, max_size=8)
+
+
+def grouped(groups: list[tuple[int, list[int]]]) -> tuple[list[EncodedRow], list[int]]:
+    """Groups of rows that begin with as many tokens in common, and no more."""
+    rows, numbers = [], []
+    for number, (prefix, lengths) in enumerate(groups):
+        for i, length in enumerate(lengths):
+            ids = np.concatenate([np.full(prefix, 50 + number), np.full(length, i + 1)]).astype(np.int32)
+            trained = np.arange(len(ids)) >= prefix - 1
+            rows.append(EncodedRow(ids, trained, len(rows)))
+            numbers.append(number)
+    return rows, numbers
+
+
+@settings(max_examples=80, deadline=None)
+@given(PREFIXES, st.integers(8, 120), st.integers(1, 5), st.booleans(), st.booleans())
+def test_the_ranks_together_hold_every_row_once_in_equally_many_micro_batches(
+    groups: list[tuple[int, list[int]]], budget: int, size: int, whole: bool, packed: bool
+) -> None:
+    rows, numbers = grouped(groups)
+    ranks = [
+        micro_batches(rows, token_budget=budget, pad_id=0, groups=numbers, whole=whole, packed=packed, rank=rank, size=size)
+        for rank in range(size)
+    ]
+    assert len({len(batches) for batches in ranks}) == 1
+    every = [batch for batches in ranks for batch in batches]
+    assert sorted(place for batch in every for place in batch.order) == list(range(len(rows)))
+    assert sum(len(batch.target_ids) for batch in every) == count_targets(rows).tokens - sum(row.trained[0] for row in rows)
+    for batch in every:
+        assert batch.padded_tokens > 0  # A batch of no rows goes through the model all the same.
+        assert batch.target_counts.tolist() == [rows[place].trained[1:].sum() for place in batch.order]
+        flat = batch.input_ids.flatten()
+        assert flat[batch.last_positions].tolist() == [rows[place].input_ids[-1] for place in batch.order]
+        held = [numbers[place] for place in batch.order]
+        if whole or packed:
+            assert held == sorted(held, key=held.index), "rows of a group stand side by side"
+            assert all(a < b for a, b in zip(batch.order, batch.order[1:], strict=False) if numbers[a] == numbers[b])
+        if whole:
+            assert all(held.count(number) == numbers.count(number) for number in held)
+        if not whole and packed:
+            alone = max((len(rows[place]) for place in batch.order), default=0)
+            assert batch.padded_tokens <= max(budget, alone) or not batch.order
+
+
+@settings(max_examples=60, deadline=None)
+@given(PREFIXES, st.integers(8, 60), st.booleans())
+def test_packed_places_lead_back_to_each_rows_tokens(groups: list[tuple[int, list[int]]], budget: int, whole: bool) -> None:
+    rows, numbers = grouped(groups)
+    for batch in micro_batches(rows, token_budget=budget, pad_id=0, groups=numbers, whole=whole, packed=True):
+        assert batch.layout is not None and batch.position_ids is not None
+        flat, positions = batch.input_ids.flatten(), batch.position_ids.flatten()
+        at = 0
+        for segment in batch.layout.segments:
+            assert segment.start == at and segment.length > 0
+            assert segment.prefix_length == 0 or segment.prefix_start + segment.prefix_length <= segment.start
+            assert positions[at : at + segment.length].tolist() == list(
+                range(segment.prefix_length, segment.prefix_length + segment.length)
+            )
+            at += segment.length
+        assert at == batch.padded_tokens
+        expected_columns = [np.flatnonzero(rows[place].trained[1:]) for place in batch.order]
+        assert positions[batch.target_positions].tolist() == np.concatenate(expected_columns).tolist()
+        predictors = [rows[place].input_ids[columns] for place, columns in zip(batch.order, expected_columns, strict=True)]
+        assert flat[batch.target_positions].tolist() == np.concatenate(predictors).tolist()
+        padded = batch.padded()
+        assert padded.target_ids.tolist() == batch.target_ids.tolist()
+        assert padded.target_rows.tolist() == batch.target_rows.tolist()
+        assert padded.lengths == batch.lengths and padded.order == batch.order
+
+
+def test_packed_micro_batches_are_about_equally_large() -> None:
+    lengths = np.random.RandomState(0).randint(20, 200, size=64).tolist()
+    batches = micro_batches([row(n) for n in lengths], token_budget=1000, pad_id=0, packed=True, rank=1, size=3)
+    every = [
+        b for r in range(3) for b in micro_batches([row(n) for n in lengths], token_budget=1000, pad_id=0, packed=True, rank=r, size=3)
+    ]
+    assert len(batches) == 3 and len(every) == 9
+    assert max(b.padded_tokens for b in every) - min(b.padded_tokens for b in every) <= 40
+    per_rank = [sum(b.padded_tokens for b in every[3 * r : 3 * r + 3]) for r in range(3)]
+    assert max(per_rank) - min(per_rank) <= 40
+
+
+def test_a_rank_without_rows_gets_a_batch_that_trains_nothing() -> None:
+    for packed in (False, True):
+        shares = [micro_batches([row(9, 3), row(5, 2)], token_budget=100, pad_id=0, packed=packed, rank=r, size=3) for r in range(3)]
+        assert [len(batches) for batches in shares] == [1, 1, 1]
+        (idle,) = shares[2]
+        assert (idle.order, len(idle), idle.tokens, idle.target_ids.tolist()) == ((), 0, 0, [])
+        assert idle.input_ids.shape == (1, 5)
+        assert gather_targets(idle, [torch.zeros(3), torch.zeros(2)]).shape == (0,)

@@ -186,10 +186,39 @@ def test_a_pair_with_a_side_cut_away_is_left_out() -> None:
     tokenizer = character_tokenizer(string.printable, chat_template="compact")
     long_prompt = [{"role": "user", "content": "q" * 50}]
     answer = [{"role": "assistant", "content": "a"}]
-    short_prompt = [{"role": "user", "content": "q"}]
-    encoded = encode_pairs(tokenizer, [(long_prompt, answer, answer), (short_prompt, answer, answer)], max_length=40)
+    other, short_prompt = [{"role": "assistant", "content": "b"}], [{"role": "user", "content": "q"}]
+    encoded = encode_pairs(tokenizer, [(long_prompt, answer, other), (short_prompt, answer, other)], max_length=40)
     assert [pair.index for pair in encoded.pairs] == [1]
     assert encoded.stats.dropped_untrained == 1
+
+
+def test_pairs_that_prefer_nothing_are_left_out_and_counted_each_by_its_reason() -> None:
+    tokenizer = character_tokenizer(string.printable, chat_template="compact")
+
+    def said(text: str, role: str = "assistant") -> dict[str, str]:
+        return {"role": role, "content": text}
+
+    ask, other = said("q", "user"), said("r", "user")
+    rows = [
+        ([ask], [said("a")], [said("b")]),
+        ([ask], [said("a")], [said(" ")]),
+        ([ask], [], [said("b")]),
+        ([ask], [said("a")], [said("a")]),
+        ([ask], [ask, said("a")], [other, said("b")]),
+        ([], [ask, said("a")], [other, said("b")]),
+        ([], [ask, said("a")], [ask, said("b")]),
+        ([], [said("a")], [said("b")]),
+    ]
+    encoded = encode_pairs(tokenizer, rows, max_length=40)
+    assert [pair.index for pair in encoded.pairs] == [0, 6]
+    assert encoded.pairs[0].chosen.input_ids.tolist() == encoded.pairs[1].chosen.input_ids.tolist()
+    stats = encoded.stats
+    assert (stats.rows_in, stats.rows, stats.dropped) == (8, 2, 6)
+    assert (stats.dropped_empty, stats.dropped_identical, stats.dropped_unshared) == (2, 1, 3)
+    for text in ("2 dropped with an empty answer", "3 dropped without a shared prompt", "1 dropped as chosen and rejected are the same"):
+        assert text in stats.describe()
+    with pytest.raises(DataError, match="none of the 6 pairs.*2 with an empty answer.*3 without a prompt.*1 with the same tokens"):
+        encode_pairs(tokenizer, rows[1:6] + rows[7:], max_length=40)
 
 
 def test_a_completion_that_is_no_answer_is_refused() -> None:

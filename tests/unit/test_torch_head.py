@@ -9,7 +9,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from steelyard_torch.batching import MicroBatch, collate, gather_targets, micro_batches
 from steelyard_torch.encoding import EncodedRow
-from steelyard_torch.head import has_separate_head, split_by_row, sum_by_row, token_logprobs
+from steelyard_torch.head import has_separate_head, score_targets, split_by_row, sum_by_row, target_states, token_logprobs
+from steelyard_torch.head_function import HeadOptions, score_tokens
 
 VOCABULARY = 37
 SHAPE = {
@@ -126,6 +127,92 @@ def test_entropy_is_that_of_the_next_token_at_the_temperature() -> None:
     expected = torch.distributions.Categorical(logits=logits).entropy()[torch.from_numpy(np.flatnonzero(data[0].trained)) - 1]
     assert scores.entropy is not None
     torch.testing.assert_close(scores.entropy, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+@pytest.mark.parametrize("max_logits", [2**26, 2 * VOCABULARY])
+def test_gradients_of_logprobs_and_entropies_are_those_of_the_full_forward_pass(name: str, max_logits: int) -> None:
+    model, data = model_of(name), rows()
+    batch = collate(data, pad_id=0)
+    torch.manual_seed(1)
+    weights = torch.randn(2, len(batch.target_ids))
+
+    def gradients(logprobs: torch.Tensor, entropies: torch.Tensor) -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        (weights[0] * logprobs + weights[1] * entropies).sum().backward()
+        return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    scores = token_logprobs(model, batch, temperature=0.7, entropy=True, max_logits=max_logits)
+    assert scores.entropy is not None
+    mine = gradients(scores.logprobs, scores.entropy)
+    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits.flatten(0, 1)[batch.target_positions] / 0.7
+    full = torch.distributions.Categorical(logits=logits)
+    theirs = gradients(full.log_prob(batch.target_ids), full.entropy())
+    assert mine.keys() == theirs.keys()
+    for parameter, gradient in mine.items():
+        scale = float(theirs[parameter].abs().max())
+        torch.testing.assert_close(gradient, theirs[parameter], atol=1e-5 * max(1.0, scale), rtol=1e-4)
+
+
+@pytest.mark.parametrize("softcap", [None, 0.8])
+@pytest.mark.parametrize("kept", [0, 3, 100])
+def test_the_heads_own_derivative_passes_finite_differences(softcap: float | None, kept: int) -> None:
+    torch.manual_seed(0)
+    # The function works in float32, so the steps are large and the check is as loose as that.
+    hidden, weight, bias = torch.randn(5, 4), torch.randn(7, 4), torch.randn(7)
+    inputs = [states.requires_grad_() for states in (hidden, weight, bias)]
+    targets = torch.tensor([0, 3, 6, 2, 2])
+    options = HeadOptions(torch.float32, scale=0.5, softcap=softcap, temperature=1.3, entropy=True, chunk=2, kept=kept)
+
+    def value(*states: torch.Tensor) -> torch.Tensor:
+        logprobs, entropies = score_tokens(states[0], states[1], states[2], targets, options)
+        assert entropies is not None
+        return torch.stack([logprobs, entropies])
+
+    assert torch.autograd.gradcheck(value, inputs, eps=1e-2, atol=2e-3, rtol=2e-2)
+
+
+def test_a_head_without_gradient_for_its_weights_gives_that_of_the_states() -> None:
+    model = model_of("qwen3")
+    batch = collate(rows(), pad_id=0)
+    token_logprobs(model, batch).logprobs.sum().backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    model.lm_head.requires_grad_(False)
+    token_logprobs(model, batch).logprobs.sum().backward()
+    assert model.lm_head.weight.grad is None
+    assert torch.equal(model.model.layers[0].mlp.up_proj.weight.grad, expected["model.layers.0.mlp.up_proj.weight"])
+
+
+def test_under_autocast_the_head_computes_in_half_precision_unless_asked_otherwise() -> None:
+    model = model_of("qwen3")
+    batch = collate(rows(), pad_id=0)
+    with torch.no_grad():
+        exact = token_logprobs(model, batch).logprobs
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            half, full = (token_logprobs(model, batch, fp32_head=wide).logprobs for wide in (False, True))
+            states = target_states(model, batch)
+        expected = torch.log_softmax(model.lm_head(states.float()), dim=-1).gather(1, batch.target_ids[:, None])[:, 0]
+    assert half.dtype == full.dtype == torch.float32
+    torch.testing.assert_close(full, expected, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(half, expected, atol=1e-4)
+    torch.testing.assert_close(half, exact, atol=0.3, rtol=0.1)
+
+
+def test_a_bound_scoring_method_of_the_model_is_what_scores() -> None:
+    """Sharding binds one, so that its hooks run around body and head together."""
+    model = model_of("llama")
+    batch = collate(rows(), pad_id=0)
+    expected = token_logprobs(model, batch, temperature=0.5).logprobs
+    calls = []
+
+    def bound(*args: object, **kwargs: object) -> object:
+        calls.append(kwargs)
+        return score_targets(model, *args, **kwargs)  # type: ignore[arg-type]
+
+    model.score_targets = bound
+    assert torch.equal(token_logprobs(model, batch, temperature=0.5).logprobs, expected)
+    assert calls[0]["temperature"] == 0.5
 
 
 def test_a_batch_without_targets_gives_nothing_and_a_zero_gradient() -> None:

@@ -12,7 +12,8 @@ from steelyard.errors import PluginError, RecipeError, SteelyardError, UsageErro
 from steelyard.plugins import Registry
 from steelyard.recipe.complaints import Complaints, Location, complaints_in
 from steelyard.recipe.entries import DataEntry, EngineEntry, StageEntry
-from steelyard.recipe.schema import GateEntry, Recipe, Round
+from steelyard.recipe.model_refs import check_models
+from steelyard.recipe.schema import GateEntry, Recipe
 from steelyard.recipe.suite import Suite, load_suite
 
 __all__ = ["check"]
@@ -25,21 +26,20 @@ def check(recipe: Recipe, registry: Registry, base: Path) -> Complaints:
     suites = _suites(recipe, registry, base, complaints)
     _names(recipe, complaints)
     _data(recipe, registry, complaints)
-    for at, round_, index, stage in _stages(recipe):
+    for at, stage in _stages(recipe):
         _stage(recipe, registry, at, stage, complaints)
-        _models(recipe, at, round_, index, stage, complaints)
-        _reference(recipe, registry, at, round_, index, stage, complaints)
         _engine(recipe.engine, stage.engine, (*at, "engine"), registry, complaints)
+    check_models(recipe, registry, base, complaints)
     _engine(recipe.engine, recipe.evaluate.engine, ("evaluate", "engine"), registry, complaints)
     _gates(recipe, registry, suites.get("dev"), complaints)
     _openings(recipe, complaints)
     return complaints
 
 
-def _stages(recipe: Recipe) -> Iterator[tuple[Location, Round, int, StageEntry]]:
+def _stages(recipe: Recipe) -> Iterator[tuple[Location, StageEntry]]:
     for r, round_ in enumerate(recipe.rounds):
         for s, stage in enumerate(round_.stages):
-            yield ("rounds", r, "stages", s), round_, s, stage
+            yield ("rounds", r, "stages", s), stage
 
 
 def _files(recipe: Recipe, base: Path, complaints: Complaints) -> None:
@@ -145,75 +145,6 @@ def _stage(recipe: Recipe, registry: Registry, at: Location, stage: StageEntry, 
             f"stage {stage.name!r} of kind {stage.kind!r} trains on {spec.data!r} rows, and data entry {stage.data!r} of kind "
             f"{kind!r} makes {made!r} rows",
         )
-
-
-def _models(recipe: Recipe, at: Location, round_: Round, index: int, stage: StageEntry, complaints: Complaints) -> None:
-    """References to models, of the stage and of the data it trains on."""
-    earlier = _earlier(recipe, round_, index)
-    _model(stage.init, (*at, "init"), ("champion", "base", "previous"), earlier, complaints)
-    if stage.reference is not None:
-        known = ("init", "champion", "base", "previous")
-        _model(stage.reference, (*at, "reference"), known, earlier, complaints)
-    name, seen = stage.data, set[str]()
-    while name in recipe.data and name not in seen:
-        seen.add(name)
-        entry = recipe.data[name]
-        if entry.from_ is not None:
-            _model(entry.from_, ("data", name, "from"), ("champion", "base", "previous"), earlier, complaints)
-        name = entry.prompts
-
-
-def _reference(
-    recipe: Recipe, registry: Registry, at: Location, round_: Round, index: int, stage: StageEntry, complaints: Complaints
-) -> None:
-    """A reference that can only be the model the stage starts from, where the kind needs two models."""
-    if stage.reference is None or not registry.get("stages", stage.kind).reference_must_differ:
-        return
-    starts_from = _meant(recipe, round_, index, stage.init)
-    if stage.reference == "init" or _meant(recipe, round_, index, stage.reference) == starts_from:
-        complaints.add(
-            (*at, "reference"),
-            f"stage {stage.name!r} of kind {stage.kind!r} needs a reference other than the model it starts from ({stage.init!r}), and "
-            f"reference is {stage.reference!r}: name another of champion, base, previous, stage:NAME",
-        )
-
-
-def _meant(recipe: Recipe, round_: Round, index: int, ref: str) -> str:
-    """One name for each model that references can mean, as far as that is known before any gate has decided."""
-    if ref == "previous" and index > 0:
-        return f"{round_.name}/{round_.stages[index - 1].name}"
-    if ref in ("champion", "previous") and round_ is recipe.rounds[0]:
-        return "base"
-    if not ref.startswith("stage:") and ref != "previous":
-        return ref
-    # Names come in pairs, the bare one and the one with its round; the nearest stage is the last.
-    earlier = _earlier(recipe, round_, index)
-    pairs = zip(earlier[::2], earlier[1::2], strict=True)
-    meant = [full for bare, full in pairs if ref in ("previous", f"stage:{bare}", f"stage:{full}")]
-    return meant[-1] if meant else ref
-
-
-def _earlier(recipe: Recipe, round_: Round, index: int) -> list[str]:
-    """Names that ``stage:`` may take at a stage: all stages before it, the bare ones and those with their round."""
-    names: list[str] = []
-    for known in recipe.rounds:
-        stages = known.stages[:index] if known is round_ else known.stages
-        names += [name for stage in stages for name in (stage.name, f"{known.name}/{stage.name}")]
-        if known is round_:
-            break
-    return names
-
-
-def _model(ref: str, at: Location, known: tuple[str, ...], earlier: list[str], complaints: Complaints) -> None:
-    if ref in known:
-        return
-    kind, _, name = ref.partition(":")
-    if kind != "stage" or not name:
-        choices = ", ".join(known)
-        near = nearest(ref, known)
-        complaints.add(at, f"{at[-1]} is {ref!r}, not one of {choices}, stage:NAME{near if 'mean' in near else ''}")
-    elif name not in earlier:
-        complaints.add(at, f"{at[-1]} is {ref!r}, but no earlier stage is named {name!r}{nearest(name, earlier)}")
 
 
 def _engine(engine: EngineEntry, overrides: Mapping[str, Any], at: Location, registry: Registry, complaints: Complaints) -> None:

@@ -23,6 +23,7 @@ from pydantic import (
 
 from steelyard.errors import PluginError, SteelyardError, nearest
 from steelyard.plugins import Registry
+from steelyard.protocols import ModelsChecked
 from steelyard.recipe.complaints import Complaints, complaints_in, keys_of, plain_words, shown
 from steelyard.recipe.section import Name, Section
 from steelyard.verify.configuring import walk_verifiers
@@ -39,7 +40,7 @@ __all__ = [
 ]
 
 ModelRef = str
-"""``champion``, ``base``, ``previous`` or ``stage:NAME``."""
+"""``champion``, ``base``, ``previous`` or ``stage:NAME``; see :mod:`steelyard.recipe.model_refs`."""
 
 
 class Entry(Section):
@@ -62,6 +63,11 @@ class Entry(Section):
     def with_kind(cls, common: dict[str, Any], spec: Any, options: Any, complaints: Complaints) -> dict[str, Any]:
         """The recipe's keys with defaults that depend on the kind; complains about keys that the kind has no use for."""
         return common
+
+    @classmethod
+    def schema_of_kind(cls, properties: dict[str, Any], spec: Any) -> dict[str, Any]:
+        """The recipe's keys in the JSON Schema of one kind: those that it has a use for."""
+        return properties
 
     @model_validator(mode="wrap")
     @classmethod
@@ -155,6 +161,9 @@ class Entry(Section):
     def _flat(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         common: dict[str, Any] = handler(self)
         common.pop("options", None)
+        # Left out where there are none, so that recipes without them read as they did before there were any.
+        if common.get("models") == {}:
+            del common["models"]
         if isinstance(self.options, BaseModel):
             common |= self.options.model_dump(mode="json", by_alias=True)
         return common
@@ -305,6 +314,9 @@ class StageEntry(Entry):
     `stage:NAME`."""
     reference: str | None = None
     """The reference model, for kinds that have one: `init` (the default), `champion`, `base`, `previous`, or `stage:NAME`."""
+    models: dict[Name, str] = Field(default_factory=dict)
+    """Further models by role, for kinds that take them: `init`, `champion`, `base`, `previous`, `stage:NAME`, `run:PATH` (the champion of
+    another run folder), `run:PATH#STEP` (what one of its steps made), or the path of a model folder. Paths start at the recipe's folder."""
     verifiers: dict[Name, VerifierEntry] = Field(default_factory=dict)
     """Verifiers by the name that rows use; beside the recipe's, and before them."""
     shapers: list[ShaperEntry] = Field(default_factory=list)
@@ -315,8 +327,13 @@ class StageEntry(Entry):
     @classmethod
     def with_kind(cls, common: dict[str, Any], spec: Any, options: Any, complaints: Complaints) -> dict[str, Any]:
         common = {"name": spec.name, **common}
-        if spec.needs_reference and common.get("reference") is None:
+        models = given if isinstance(given := common.get("models"), Mapping) else {}
+        if spec.models_for_reference and models:
+            if common.get("reference") is not None:
+                complaints.add(("reference",), f"a stage of kind {spec.name!r} has either 'reference' or 'models': take one of them out")
+        elif spec.needs_reference and common.get("reference") is None:
             common["reference"] = "init"
+        cls._check_models(models, spec, options, complaints)
         if not spec.needs_reference and common.get("reference") is not None:
             complaints.add(("reference",), f"a stage of kind {spec.name!r} has no reference model: take 'reference' out")
         if spec.data is None and common.get("data") is not None:
@@ -324,6 +341,36 @@ class StageEntry(Entry):
         if spec.data is not None and common.get("data") is None:
             complaints.add((), f"a stage of kind {spec.name!r} needs 'data', the name of an entry of data")
         return common
+
+    @classmethod
+    def _check_models(cls, models: Mapping[str, Any], spec: Any, options: Any, complaints: Complaints) -> None:
+        """Complains about roles that the kind does not take, and about those that it misses."""
+        what = f"a stage of kind {spec.name!r}"
+        if models and not spec.models:
+            complaints.add(("models",), f"{what} takes no further models: take 'models' out")
+        elif spec.models != "*":
+            for role in models:
+                if role not in spec.models:
+                    complaints.add(("models", role), f"{what} takes no model {role!r}{nearest(str(role), spec.models)}")
+        missing = [] if spec.models == "*" else [role for role in spec.models if role not in models]
+        if spec.needs_models and (missing or not models):
+            named = f" with {', '.join(map(repr, missing))}" if missing else ", one or more by names of your choice"
+            complaints.add((), f"{what} needs 'models'{named}")
+        elif isinstance(options, ModelsChecked):
+            try:
+                options.check_models(tuple(models))
+            except ValueError as error:
+                complaints.add(("models",) if models else (), f"{what}: {error}")
+
+    @classmethod
+    def schema_of_kind(cls, properties: dict[str, Any], spec: Any) -> dict[str, Any]:
+        if not spec.models:
+            properties.pop("models")
+        elif spec.models != "*":
+            models = properties["models"]
+            models["properties"] = dict.fromkeys(spec.models, models["additionalProperties"])
+            models["additionalProperties"] = False
+        return properties
 
 
 def _registry(info: ValidationInfo) -> Registry:

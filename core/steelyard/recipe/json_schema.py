@@ -123,7 +123,7 @@ def _one_alternative_a_kind(entry: type[Entry], defs: dict[str, Any], registry: 
 
 
 def _alternative(entry: type[Entry], own: dict[str, Any], kind: str, spec: Any, name: str, defs: dict[str, Any]) -> dict[str, Any]:
-    common = deepcopy(own["properties"])
+    common = entry.schema_of_kind(deepcopy(own["properties"]), spec)
     common["kind"] = {"const": kind, "description": spec.summary}
     required = [key for key in own.get("required", ()) if key not in ("kind", "name")]
     if "name" in common:

@@ -239,10 +239,13 @@ class Round(Section):
         stages = data.get("stages")
         if not isinstance(stages, list):
             return data
-        filled = [
-            {"init": "champion" if index == 0 else "previous", **stage} if isinstance(stage, Mapping) else stage
-            for index, stage in enumerate(stages)
-        ]
+        registry: Registry = (info.context or {})["registry"]
+        kinds, filled, init = registry.all("stages"), [], "champion"
+        for stage in stages:
+            filled.append({"init": init, **stage} if isinstance(stage, Mapping) else stage)
+            spec = kinds.get(stage["kind"]) if isinstance(stage, Mapping) and isinstance(stage.get("kind"), str) else None
+            if spec is None or spec.makes == "policy":
+                init = "previous"
         return {**data, "stages": filled}
 
 

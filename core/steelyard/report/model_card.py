@@ -20,7 +20,7 @@ def model_card(folder: Path | None, lineage: Mapping[str, Any], *, verdict: Mapp
     architecture; ``verdict`` is the content of ``verdict.json``, once there is one. Names that come from models and datasets are set as
     code, so that none is read as markup."""
     made = list(_ancestry(lineage))
-    parts = [_front_matter(lineage, made), f"# {code(lineage['step'])}", _opening(lineage, folder), _verdict(verdict)]
+    parts = [_front_matter(lineage, made), f"# {code(lineage['step'])}", _opening(lineage, folder), _verdict(lineage, verdict)]
     parts += [_stages(made), _data(made), _use(lineage), _licence(made), _lineage(lineage)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -48,9 +48,14 @@ def _origin(base: Mapping[str, Any]) -> str:
     return "" if (base.get("config") or {}).get("new") else str(base.get("origin") or "")
 
 
+def _scores(lineage: Mapping[str, Any]) -> bool:
+    return lineage.get("makes") == "reward_model"
+
+
 def _front_matter(lineage: Mapping[str, Any], made: Sequence[Mapping[str, Any]]) -> str:
     origin = _origin(made[0])
-    lines = ["library_name: transformers", "pipeline_tag: text-generation", f"tags: {json.dumps(['steelyard', str(lineage['kind'])])}"]
+    task = "text-classification" if _scores(lineage) else "text-generation"
+    lines = ["library_name: transformers", f"pipeline_tag: {task}", f"tags: {json.dumps(['steelyard', str(lineage['kind'])])}"]
     # Hubs link `base_model` to a repository: only what looks like the id of one is said there.
     if origin and re.fullmatch(r"[\w.-]+/[\w.-]+", origin):
         lines.append(f"base_model: {json.dumps(origin)}")
@@ -59,7 +64,8 @@ def _front_matter(lineage: Mapping[str, Any], made: Sequence[Mapping[str, Any]])
 
 def _opening(lineage: Mapping[str, Any], folder: Path | None) -> str:
     parameters = lineage.get("parameters")
-    what = f"A model of {number(parameters)} parameters" if parameters else "A model"
+    what = "A reward model" if _scores(lineage) else "A model"
+    what += f" of {number(parameters)} parameters" if parameters else ""
     architecture = _architecture(folder)
     what += f" ({code(architecture)})" if architecture else ""
     if not (lineage.get("parents") or {}):
@@ -79,8 +85,10 @@ def _architecture(folder: Path | None) -> str:
         return ""
 
 
-def _verdict(verdict: Mapping[str, Any] | None) -> str:
-    if verdict is None:
+def _verdict(lineage: Mapping[str, Any], verdict: Mapping[str, Any] | None) -> str:
+    if _scores(lineage):
+        text = "It scores answers and writes none, so that no gate weighs it: what it is worth shows in the models trained with it."
+    elif verdict is None:
         text = (
             "This card was written when the model was, before any gate weighed it. Whether it was promoted stands in the ledger of its run "
             "(`steelyard report RUN_DIR`)."
@@ -92,10 +100,17 @@ def _verdict(verdict: Mapping[str, Any] | None) -> str:
 
 def _stages(made: Sequence[Mapping[str, Any]]) -> str:
     rows = [
-        f"| {number} | {code(model['step'])} | {code(model['kind'])} | {_options(model.get('config') or {})} |"
+        f"| {number} | {code(model['step'])} | {code(model['kind'])}{_merged(model)} | {_options(model.get('config') or {})} |"
         for number, model in enumerate(made)
     ]
     return "\n".join(["## How it was made", "", "| | step | kind | configuration |", "|---|---|---|---|", *rows])
+
+
+def _merged(model: Mapping[str, Any]) -> str:
+    """The further models that it was made with, each told of in full under lineage."""
+    named = {role.partition(":")[2]: parent for role, parent in (model.get("parents") or {}).items() if role.startswith("model:")}
+    told = [f"{code(role)} {code(parent.get('outside') or parent['step'])}" for role, parent in named.items()]
+    return f" with {', '.join(told)}" if told else ""
 
 
 def _options(config: Mapping[str, Any]) -> str:
@@ -142,6 +157,8 @@ def _use(lineage: Mapping[str, Any]) -> str:
     template = lineage.get("template_hash")
     if not template:
         return ""
+    if _scores(lineage):
+        return f"## Use\n\nIt scores a conversation under the chat template in this folder (hash {code(template)})."
     return (
         "## Use\n\nPrompt it through the chat template in this folder (hash of template, tokenizer and special tokens: "
         f"{code(template)}); under another template the evaluations of its run say nothing."
@@ -166,6 +183,7 @@ def _lineage(lineage: Mapping[str, Any]) -> str:
 def _branch(lineage: Mapping[str, Any], role: str, depth: int) -> Iterator[str]:
     weights = lineage.get("weights_sha256")
     told = f", weights sha256 {code(weights)}" if weights else ""
+    told += f", from outside the run: {code(lineage['outside'])}" if lineage.get("outside") else ""
     yield f"{'  ' * depth}- {role} {code(lineage['step'])}: key {code(lineage['key'])}{told}"
     if lineage.get("data"):
         yield f"{'  ' * (depth + 1)}- data: key {code(lineage['data']['key'])}"

@@ -115,6 +115,8 @@ def _model_facts(lineage: Mapping[str, Any]) -> tuple[Fact, ...]:
     if lineage.get("origin"):
         random = bool(_mapping(lineage.get("config")).get("new"))
         facts.append(("from", "random weights" if random else str(lineage["origin"])))
+    facts += [("outside", str(lineage["outside"]))] if lineage.get("outside") else []
+    facts += [("makes", "a reward model")] if lineage.get("makes") == "reward_model" else []
     return tuple(facts)
 
 

@@ -77,9 +77,11 @@ def conduct(
     behind. ``allow_unsafe_local`` lets model-written code run without a sandbox, now and whenever this run is resumed; nothing that was
     made so is ever promoted. Errors: :class:`~steelyard.errors.RunLockedError`, :class:`Interrupted`, and whatever
     a step or a gate raises; the run can be resumed after each."""
-    if loaded is not None and until is not None:
-        # A wrong name must not leave a run folder behind.
-        make_plan(loaded.recipe, registry, loaded.base).step(until)
+    if loaded is not None and (until is not None or not folder.begun):
+        # What cannot be planned, and a wrong name, must not leave a run folder behind.
+        plan = make_plan(loaded.recipe, registry, loaded.base)
+        if until is not None:
+            plan.step(until)
     with storage_errors(folder.path):
         folder.path.mkdir(parents=True, exist_ok=True)
     with StopRequest() as stop, RunLock(folder.path) as lock:
@@ -263,6 +265,7 @@ class Conductor:
             seed=step.seed,
             run_seed=self.recipe.seed,
             places=step.places,
+            outside=step.outside,
             allow_unsafe_local=self.folder.allows_unsafe_local,
             plugins={"disabled": list(self.registry.disabled), "project": str(Path.cwd())},
         )
@@ -291,7 +294,7 @@ class Conductor:
                     self._store.set_aside(input_key)
         message = str(error["message"])
         if error["exit_code"] == ExitCode.INTERNAL:
-            message += f" (traceback in {self.folder.logs / (step.id + '.log')})"
+            message += f" (traceback in {error.get('log') or self.folder.logs / (step.id + '.log')})"
         self._fail(step, key, str(error["type"]), message, seconds, position)
         message = message.removeprefix(f"step {step.id!r} failed: ")
         return StepFailedError(step.id, message, exit_code=ExitCode(error["exit_code"]))

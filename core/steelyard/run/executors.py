@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steelyard.errors import ArtifactError, DataError, ModelError, StepFailedError
 from steelyard.gate.objections import UNSAFE_LOCAL, unsafe_steps
-from steelyard.protocols import CheckpointStore, EngineFactory, EvaluateContext, MixContext, StageContext, StepIO, VerifierSet
+from steelyard.protocols import CheckpointStore, EngineFactory, EvaluateContext, MixContext, Rank, StageContext, StepIO, VerifierSet
 from steelyard.run.contexts import configure, open_engines, open_shapers, open_sources, open_step_verifiers
 from steelyard.run.lineage import LINEAGE_NAME, model_lineage, read_lineage, write_lineage
+from steelyard.run.ranks import NamedVerifiers
 from steelyard.run.tasks import Task
 from steelyard.run.weights import inspect_weights
 
@@ -37,6 +38,8 @@ class Job:
     io: StepIO
     checkpoints: CheckpointStore
     closing: ExitStack
+    rank: Rank = field(default_factory=Rank)
+    """This process among those that run the step."""
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -71,6 +74,8 @@ class Job:
 
     def open_verifiers(self, engine: EngineFactory) -> VerifierSet:
         """The verifiers of the step; ``engine`` serves those that ask a language model."""
+        if self.rank.rank:
+            return NamedVerifiers(tuple(self.config.get("verifiers") or {}), self.rank.rank)
         return open_step_verifiers(
             self.registry,
             self.config.get("verifiers") or {},
@@ -107,7 +112,7 @@ def _mark_of_base(job: Job, model: str | None) -> str | None:
 
 
 def _stage(job: Job) -> dict[str, Any]:
-    if "data" in job.inputs:
+    if "data" in job.inputs and not job.rank.rank:
         _check_certificate(job.inputs["data"])
     return _make_model(job, job.config["kind"], job.config["options"], model=job.inputs["model"], facts={})
 
@@ -160,13 +165,18 @@ def _make_model(
             "verifier_kinds": job.verifier_kinds,
             "verifier_options": job.verifier_options,
         },
-        evidence=job.task.log.with_suffix(".flagged.jsonl"),
+        evidence=None if job.rank.rank else job.task.log.with_suffix(".flagged.jsonl"),
+        rank=job.rank,
     )
     result: StageResult = job.registry.load(spec)(config).run(context)
-    return _finish_model(job, kind, result, facts, verifiers.sandbox_backend() or sandbox)
+    if job.rank.rank:
+        return {}
+    return _finish_model(job, kind, result, facts, verifiers.sandbox_backend() or sandbox, makes=spec.makes)
 
 
-def _finish_model(job: Job, kind: str, result: StageResult, facts: Mapping[str, Any], sandbox: str | None) -> dict[str, Any]:
+def _finish_model(
+    job: Job, kind: str, result: StageResult, facts: Mapping[str, Any], sandbox: str | None, *, makes: str
+) -> dict[str, Any]:
     if Path(result.model).resolve() != job.output.resolve():
         where = str(result.model)
         raise StepFailedError(job.task.step, f"stage {kind!r} left its model in {where!r} and not in the output folder it was given")
@@ -180,7 +190,7 @@ def _finish_model(job: Job, kind: str, result: StageResult, facts: Mapping[str, 
         )
     found = {**facts, **result.facts}
     write_json(job.output / "stage.json", {"kind": kind, "metrics": dict(result.metrics), "facts": found})
-    lineage = model_lineage(job.task, job.inputs, kind, weights, found, sandbox)
+    lineage = model_lineage(job.task, job.inputs, kind, weights, found, sandbox, makes=makes)
     write_lineage(job.output, lineage)
     _write_card(job, lineage)
     summary: dict[str, Any] = {"metrics": dict(result.metrics), **({"sandbox": sandbox} if sandbox else {})}

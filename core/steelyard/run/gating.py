@@ -59,24 +59,26 @@ def gate_facts(challenger: Path, suites: Mapping[str, Suite]) -> GateFacts:
 
     datasets = list(_datasets(read_lineage(challenger)))
     certificates = [
-        Certificate(data["step"], suite, str(version))
-        for data in datasets
+        Certificate(name, suite, str(version))
+        for name, data in datasets
         for suite, version in ((data["certificate"] or {}).get("suites") or {}).items()
     ]
     return GateFacts(
         # Where the recipe keeps its data apart from no suite at all, the refusal has to say so.
-        training_data=tuple(dict.fromkeys(data["step"] for data in datasets)),
+        training_data=tuple(dict.fromkeys(name for name, _ in datasets)),
         certificates=tuple(dict.fromkeys(certificates)),
         unseen_suites=tuple(suite.name for role, suite in suites.items() if role == "unseen"),
         score_ranges={task.name: task.score_range for task in suites["dev"].tasks},
     )
 
 
-def _datasets(lineage: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def _datasets(lineage: Mapping[str, Any], run: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every dataset with its step, and before that the run it is of where that is another: two runs may use one name."""
+    run = f"{lineage['outside']}, " if lineage.get("outside") else run
     if lineage.get("data"):
-        yield lineage["data"]
+        yield run + lineage["data"]["step"], lineage["data"]
     for parent in lineage["parents"].values():
-        yield from _datasets(parent)
+        yield from _datasets(parent, run)
 
 
 def weigh_round(

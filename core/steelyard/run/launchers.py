@@ -19,10 +19,12 @@ from steelyard.run.durable import storage_errors
 if TYPE_CHECKING:
     from steelyard.run.local_config import LocalConfig
 
-__all__ = ["CHANNEL", "CONDUCTOR", "LocalLauncher", "LocalWorker", "worker_environment", "worker_threads"]
+__all__ = ["CHANNEL", "CONDUCTOR", "SOCKET", "LocalLauncher", "LocalWorker", "parse_message", "worker_environment", "worker_threads"]
 
 CHANNEL = "STEELYARD_CHANNEL"
 """Number of the file descriptor on which a worker answers."""
+SOCKET = "STEELYARD_SOCKET"
+"""Path of the socket on which a worker without that descriptor is spoken to and answers."""
 CONDUCTOR = "STEELYARD_CONDUCTOR"
 """Process id of the conductor; a worker whose parent is another one has outlived it."""
 
@@ -82,7 +84,7 @@ class LocalWorker:
         while True:
             while b"\n" in self._buffer:
                 line, _, self._buffer = self._buffer.partition(b"\n")
-                message = _parse(line)
+                message = parse_message(line)
                 if message is not None:
                     yield message
                     deadline = time.monotonic() + timeout_s
@@ -173,8 +175,8 @@ def _cgroup_quota() -> float | None:
         return None
 
 
-def _parse(line: bytes) -> Mapping[str, Any] | None:
-    """A torn last line of a killed worker, or a stray print, is no message."""
+def parse_message(line: bytes) -> Mapping[str, Any] | None:
+    """What a worker said; a torn last line of a killed worker, or a stray print, is no message."""
     try:
         message = json.loads(line)
     except ValueError:

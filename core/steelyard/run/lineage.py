@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ __all__ = ["LINEAGE_NAME", "Branch", "branches", "find_lineage", "model_lineage"
 
 LINEAGE_NAME = "lineage.json"
 _MODEL_ROLES = ("model", "reference")
+_NAMED_MODEL = "model:"
 
 
 def model_lineage(
@@ -28,22 +29,31 @@ def model_lineage(
     weights: WeightsFacts | None,
     facts: Mapping[str, Any],
     sandbox: str | None = None,
+    *,
+    makes: str = "policy",
 ) -> dict[str, Any]:
     """The lineage of the model that ``task`` made. Holds no time and no path: the same work gives the same text.
 
     Keys: ``format``, ``step``, ``kind``, ``key``, ``config``, ``seed`` (None of a base that was there already), ``weights_sha256``,
     ``parameters``, ``template_hash``, ``origin`` (of a base), ``sandbox`` (what model-written code ran in, if any did), ``data`` (step,
-    key, rows, shares, sandbox, certificate) and ``parents`` (role → the lineage of that model).
+    key, rows, shares, sandbox, certificate) and ``parents`` (role → the lineage of that model). One from outside the run has the reference
+    to it as ``outside``; a reward model has ``makes``. Of several models with a common past the later ones name what an earlier one tells.
     """
     parents: dict[str, dict[str, Any]] = {}
     for role in _MODEL_ROLES:
         # A reference that is the starting model itself is said once.
         if role in inputs and task.input_keys[role] not in [parent["key"] for parent in parents.values()]:
             parents[role] = read_lineage(inputs[role])
+    told = {_identity(ancestor) for parent in parents.values() for ancestor in _walk(parent)}
+    for role in sorted(name for name in inputs if name.startswith(_NAMED_MODEL)):
+        outside = task.outside.get(role)
+        parents[role] = _without_told(outside.lineage() if outside is not None else read_lineage(inputs[role]), told)
+        told |= {_identity(ancestor) for ancestor in _walk(parents[role])}
     return {
         "format": 1,
         "step": task.step,
         "kind": kind,
+        **({"makes": makes} if makes != "policy" else {}),
         "key": task.key,
         "config": dict(task.config.get("options") or task.config.get("base") or {}),
         "seed": task.seed if _draws(task) else None,
@@ -55,6 +65,24 @@ def model_lineage(
         "data": _dataset(inputs["data"], task.input_keys["data"]) if "data" in inputs else None,
         "parents": parents,
     }
+
+
+def _identity(lineage: Mapping[str, Any]) -> tuple[str, str | None]:
+    return str(lineage["key"]), lineage.get("weights_sha256")
+
+
+def _walk(lineage: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    yield lineage
+    for parent in lineage["parents"].values():
+        yield from _walk(parent)
+
+
+def _without_told(lineage: dict[str, Any], told: Set[tuple[str, str | None]]) -> dict[str, Any]:
+    """The lineage, cut where it comes to models whose own is told already: merged models would else repeat their common past with
+    every merge."""
+    if _identity(lineage) in told:
+        return {**lineage, "config": {}, "data": None, "parents": {}, "told": True}
+    return {**lineage, "parents": {role: _without_told(parent, told) for role, parent in lineage["parents"].items()}}
 
 
 def _draws(task: Task) -> bool:
@@ -124,6 +152,8 @@ def branches(lineage: Mapping[str, Any], role: str = "", depth: int = 0) -> Iter
     facts += [f"{parameters:,} parameters"] if parameters else []
     facts += [f"weights sha256 {weights[:12]}"] if weights else []
     facts += [f"from {lineage['origin']}"] if lineage.get("origin") else []
+    facts += [f"is {lineage['outside']}"] if lineage.get("outside") else []
+    facts += ["told above"] if lineage.get("told") else []
     yield Branch(depth, role, f"{lineage['step']} ({lineage['kind']})", ", ".join(facts))
     data = lineage.get("data")
     if data:

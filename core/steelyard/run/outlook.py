@@ -113,7 +113,7 @@ def look_ahead(recipe: Recipe, plan: Plan, folder: RunFolder | None, recipe_dir:
             key=keys[step.id],
             determined=step.id not in undetermined,
             there=there,
-            inputs=dict(step.inputs),
+            inputs={**step.inputs, **{role: model.ref for role, model in step.outside.items()}},
             rows=rows,
             tokens=known.get("tokens"),
             optimiser_steps=_planned_optimiser_steps(step, steps),

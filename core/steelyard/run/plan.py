@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from steelyard.errors import UsageError, nearest
+from steelyard.recipe.model_refs import is_outside, last_policy, makes_policy
 from steelyard.run.keys import Serving, step_key
 
 if TYPE_CHECKING:
     from steelyard.plugins import Registry
     from steelyard.recipe.schema import Recipe, Round
+    from steelyard.run.outside_models import OutsideModel
 
 __all__ = ["CHAMPION", "CHAMPION_EVALUATION", "Plan", "RoundPlan", "Step", "StepKind", "Title", "make_plan"]
 
@@ -53,6 +55,8 @@ class Step:
     """The gate that must have been inconclusive for this step to run: what it looks at next. None: the step always runs."""
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     places: Mapping[str, str] = field(default_factory=dict)
+    outside: Mapping[str, OutsideModel] = field(default_factory=dict)
+    """Models from outside the run, by role; ``fingerprints`` has what is in them."""
 
     def key(self, input_keys: Mapping[str, str]) -> str:
         """The key of this step's artifact, given the key of each input by role."""
@@ -61,12 +65,14 @@ class Step:
 
 @dataclass(frozen=True)
 class RoundPlan:
-    """A round's last stage, and the steps that evaluate and gate what it made; both None where there is no dev suite to gate by.
+    """The stage that makes a round's challenger, its last policy, and the steps that evaluate and gate it; both None where there is no
+    dev suite to gate by. ``last_stage`` may be another one, behind it, that makes a reward model.
 
     ``gate`` is the gate's first look; ``further_looks`` are those that it may take where the one before was inconclusive."""
 
     name: str
     challenger: str
+    last_stage: str
     evaluation: str | None
     gate: str | None
     further_looks: tuple[str, ...] = ()
@@ -79,7 +85,7 @@ class RoundPlan:
     @property
     def last_step(self) -> str:
         """The step behind which nothing of the round is left."""
-        return self.gates[-1] if self.gates else self.challenger
+        return self.gates[-1] if self.gates else self.last_stage
 
     def look_after(self, gate: str) -> str | None:
         """The look that follows one that was inconclusive; None behind the last."""
@@ -120,7 +126,7 @@ class Plan:
 
     def round_decided_by(self, step: Step) -> RoundPlan | None:
         """The round that this step may decide: by a look of its gate, or as its last stage where there is no gate."""
-        return next((r for r in self.rounds if step.id in (r.gates or (r.challenger,))), None)
+        return next((r for r in self.rounds if step.id in (r.gates or (r.last_stage,))), None)
 
     def optimistic_keys(self) -> dict[str, str]:
         """The key of every step, if every gate promotes."""
@@ -171,10 +177,10 @@ class _Planner:
     def rounds(self) -> Iterator[RoundPlan]:
         for entry in self._recipe.rounds:
             name, gated = entry.name, self._gated
-            challenger = f"{name}/{entry.stages[-1].name}"
+            last_stage = f"{name}/{entry.stages[-1].name}"
             looks = range(2, self._recipe.gate_of(entry).extensions + 2) if gated else ()
             gate, further = (f"gate/{name}" if gated else None), tuple(f"gate/{name}/look{look}" for look in looks)
-            yield RoundPlan(name, challenger, f"eval/{name}/dev" if gated else None, gate, further)
+            yield RoundPlan(name, self._challenger(entry), last_stage, f"eval/{name}/dev" if gated else None, gate, further)
 
     def steps(self) -> Iterator[Step]:
         yield self._configs.base()
@@ -190,7 +196,7 @@ class _Planner:
         previous = BASE
         for position, entry in enumerate(self._recipe.rounds):
             yield from self._round(position, previous)
-            previous = f"{entry.name}/{entry.stages[-1].name}"
+            previous = self._challenger(entry)
             yield from self._opening(entry.name, last=position == len(self._recipe.rounds) - 1)
 
     def _opening(self, round_name: str, *, last: bool) -> Iterator[Step]:
@@ -205,19 +211,25 @@ class _Planner:
 
     def _round(self, position: int, previous: str) -> Iterator[Step]:
         entry = self._recipe.rounds[position]
-        stage_id = previous
+        before = previous
         for index, stage in enumerate(entry.stages):
-            before, stage_id = stage_id, f"{entry.name}/{stage.name}"
+            stage_id = f"{entry.name}/{stage.name}"
             inputs = {"model": self._model(stage.init, position, index, before)}
             if stage.reference is not None:
                 reference = stage.init if stage.reference == "init" else stage.reference
                 inputs["reference"] = self._model(reference, position, index, before)
+            for role, ref in stage.models.items():
+                if not is_outside(ref):
+                    inputs[f"model:{role}"] = self._model(stage.init if ref == "init" else ref, position, index, before)
             if stage.data is not None:
                 models = {ref: self._model(ref, position, index, before) for ref in self._sampled_models(stage.data)}
                 yield from self._clean_data(stage.data, entry.name, before, models)
                 inputs["data"] = self._trained_on(stage.data, entry.name)
             yield self._configs.stage(stage_id, stage, entry.name, inputs)
+            # What the later stages go on from; a reward model is for those that name it.
+            before = stage_id if makes_policy(stage, self._registry) else before
         if self._gated:
+            stage_id = self._challenger(entry)
             evaluation = f"eval/{entry.name}/dev"
             yield self._configs.evaluate(evaluation, "dev", stage_id, entry)
             sources = {"champion": CHAMPION_EVALUATION, "challenger": evaluation, "champion_model": CHAMPION, "challenger_model": stage_id}
@@ -237,6 +249,11 @@ class _Planner:
             yield step
 
     # Models
+
+    def _challenger(self, entry: Round) -> str:
+        stage = last_policy(entry.stages, self._registry)
+        assert stage is not None, f"round {entry.name!r} makes no model to promote"
+        return f"{entry.name}/{stage.name}"
 
     def _model(self, ref: str, position: int, index: int, before: str) -> str:
         """The source that a reference to a model means, seen from stage ``index`` of round ``position``."""

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from steelyard.errors import UsageError
 from steelyard.protocols import Fingerprinted
+from steelyard.recipe.model_refs import is_outside
 from steelyard.records import derive_seed
 from steelyard.run.keys import Serving, fingerprint_path
+from steelyard.run.outside_models import find_outside_model
 from steelyard.run.plan import BASE, Step
 from steelyard.run.suite_files import parts_in, suite_fingerprints
 from steelyard.specs import VerifierSpec
@@ -119,8 +121,24 @@ class StepConfigs:
             ("stages", entry.kind), ("engines", engine.kind), *self._kinds(verifiers), *(("shapers", s.kind) for s in entry.shapers)
         )
         seed = derive_seed(self._recipe.seed, step_id)
-        fingerprints = {**self._fingerprint("stage", entry.options), **self._read_by(verifiers)}
-        return Step(step_id, "stage", config, inputs, round_name, seed=seed, key_seed=seed, serving=serving, fingerprints=fingerprints)
+        outside = {f"model:{role}": find_outside_model(ref, self._recipe_dir) for role, ref in entry.models.items() if is_outside(ref)}
+        fingerprints = {
+            **self._fingerprint("stage", entry.options),
+            **self._read_by(verifiers),
+            **{role: model.fingerprint for role, model in outside.items()},
+        }
+        return Step(
+            step_id,
+            "stage",
+            config,
+            inputs,
+            round_name,
+            seed=seed,
+            key_seed=seed,
+            serving=serving,
+            fingerprints=fingerprints,
+            outside=outside,
+        )
 
     def evaluate(self, step_id: str, role: str, model: str, entry: Round | None, *, look: int = 1, after: str | None = None) -> Step:
         """An evaluation; at a further ``look`` of a round's gate (see :class:`Step`), of what there is more of."""

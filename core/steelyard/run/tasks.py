@@ -7,14 +7,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from steelyard.run.outside_models import OutsideModel
+
 __all__ = ["Task"]
 
 
 @dataclass(frozen=True)
 class Task:
     """A step to run now. ``inputs`` and ``input_keys`` say by role where each input is and which artifact it is; ``places`` holds paths
-    that the work needs and its key does not depend on; ``plugins`` says which plugins the worker loads, ``allow_unsafe_local`` whether
-    model-written code may run without a sandbox."""
+    that the work needs and its key does not depend on; ``outside`` the models from outside the run by role; ``plugins`` says which plugins
+    the worker loads, ``allow_unsafe_local`` whether model-written code may run without a sandbox."""
 
     step: str
     kind: str
@@ -28,11 +30,16 @@ class Task:
     places: Mapping[str, str] = field(default_factory=dict)
     plugins: Mapping[str, Any] = field(default_factory=dict)
     allow_unsafe_local: bool = False
+    outside: Mapping[str, OutsideModel] = field(default_factory=dict)
 
     @property
     def log(self) -> Path:
         """Where what the step prints goes."""
         return self.run_dir / "logs" / f"{self.step}.log"
+
+    def log_of(self, rank: int) -> Path:
+        """The log of one of several processes; the first one's is the step's."""
+        return self.log.with_suffix(f".rank{rank}.log") if rank else self.log
 
     @property
     def samples(self) -> Path:
@@ -48,4 +55,5 @@ class Task:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Task:
-        return cls(**{**values, "run_dir": Path(values["run_dir"]), "recipe_dir": Path(values["recipe_dir"])})
+        outside = {role: OutsideModel.from_json(model) for role, model in values["outside"].items()}
+        return cls(**{**values, "outside": outside, "run_dir": Path(values["run_dir"]), "recipe_dir": Path(values["recipe_dir"])})

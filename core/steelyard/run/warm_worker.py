@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from steelyard.errors import Interrupted, StepFailedError
 from steelyard.protocols import Launcher, WorkerHandle
+from steelyard.run.deaths import cause_of_death, log_tail
 from steelyard.run.launchers import worker_environment
 from steelyard.run.stopping import StopRequest
 from steelyard.run.tasks import Task
@@ -20,7 +20,6 @@ __all__ = ["WarmWorker"]
 _ANSWERS = ("done", "failed", "interrupted")
 _LISTEN_SECONDS = 0.2
 _EXIT_SECONDS = 10.0
-_TAIL_LINES = 8
 
 
 class WarmWorker:
@@ -47,7 +46,7 @@ class WarmWorker:
         if answer is None:
             status = worker.poll()
             self.kill()
-            raise StepFailedError(task.step, f"{_cause_of_death(status)}{_tail(task.log)}")
+            raise StepFailedError(task.step, f"{cause_of_death(status)}{log_tail(task.log)}")
         if answer["type"] == "failed":
             # Its memory may be full of whatever failed; the next step starts afresh.
             self.close()
@@ -85,25 +84,3 @@ class WarmWorker:
         if self._worker is not None:
             self._worker.kill()
             self._worker = None
-
-
-def _cause_of_death(status: int | None) -> str:
-    if status is None:
-        return "its worker closed the channel"
-    if status >= 0:
-        return f"its worker ended with exit code {status} before the step was done"
-    name = signal.Signals(-status).name if -status in list(signal.Signals) else f"signal {-status}"
-    hint = " (if nobody else did, the system's out-of-memory killer: use smaller batches or a smaller model)" if name == "SIGKILL" else ""
-    return f"its worker was killed by {name}{hint}"
-
-
-def _tail(log: Path) -> str:
-    try:
-        with open(log, "rb") as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - 16384))
-            lines = file.read().decode(errors="replace").splitlines()
-    except OSError:
-        return f"; it left no log at {log}"
-    shown = [line for line in lines if line.strip()][-_TAIL_LINES:]
-    return f"; the log {log} ends with:\n" + "\n".join(f"    {line[:300]}" for line in shown) if shown else f"; see {log}"

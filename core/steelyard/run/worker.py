@@ -6,27 +6,31 @@ when the conductor dies, and it ends when its stdin does: no worker outlives its
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import json
 import os
 import queue
 import signal
+import socket
 import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterable
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steelyard.errors import ExitCode, Interrupted, SteelyardError, TrainingError
+from steelyard.protocols import Rank
 from steelyard.run.artifacts import ArtifactStore
 from steelyard.run.checkpoints import FolderCheckpoints
 from steelyard.run.durable import remove_tree, storage_problem
 from steelyard.run.executors import Job, execute
-from steelyard.run.launchers import CHANNEL, CONDUCTOR
+from steelyard.run.launchers import CHANNEL, CONDUCTOR, SOCKET
+from steelyard.run.parents import die_with_parent
+from steelyard.run.ranks import RankCheckpoints, RankIO, take_rank
 from steelyard.run.step_io import Channel, SampleLog, WorkerIO
 from steelyard.run.tasks import Task
 
@@ -35,33 +39,31 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_PR_SET_PDEATHSIG = 1
-
 
 def main() -> int:
     """Serves the conductor; returns when told to exit."""
-    _die_with_the_conductor(int(os.environ[CONDUCTOR]))
-    descriptor = int(os.environ.pop(CHANNEL))
-    os.set_inheritable(descriptor, False)
+    die_with_parent(int(os.environ[CONDUCTOR]))
+    rank = take_rank(os.environ)
+    descriptor, lines = _connect()
     channel = Channel(descriptor)
     stop = threading.Event()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Whoever ends single processes (a cluster's time limit) gets the same as a stop: a checkpoint.
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     inbox: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(inbox, stop), daemon=True).start()
+    threading.Thread(target=_listen, args=(lines, inbox, stop), daemon=True).start()
     # By number: a crash is then told in the log of the step that was running.
     faulthandler.enable(file=2)
-    channel.send("hello", pid=os.getpid())
-    worker = _Worker(channel, stop)
+    channel.send("hello", pid=os.getpid(), rank=rank.rank)
+    worker = _Worker(channel, stop, rank)
     while (message := inbox.get()) is not None:
         worker.run(Task.from_json(message["task"]))
     return 0
 
 
 class _Worker:
-    def __init__(self, channel: Channel, stop: threading.Event):
-        self._channel, self._stop = channel, stop
+    def __init__(self, channel: Channel, stop: threading.Event, rank: Rank):
+        self._channel, self._stop, self._rank = channel, stop, rank
         self._registry: Registry | None = None
         self._stores: dict[Path, ArtifactStore] = {}
 
@@ -69,9 +71,14 @@ class _Worker:
         """Runs a step and says what came of it: ``done``, ``interrupted`` or ``failed``."""
         started = time.monotonic()
         try:
-            _redirect_output(task.log)
+            _redirect_output(task.log_of(self._rank.rank))
             print(f"--- {task.step} ({task.kind}) key {task.key}, {datetime.now(UTC).isoformat(timespec='seconds')}", flush=True)
-            summary = self._execute(task, started)
+            if self._rank.rank == 0:
+                summary = self._execute(task, started)
+            else:
+                summary = {}
+                if self._is_shared(task):
+                    self._share(task)
         except Interrupted as error:
             self._channel.send("interrupted", message=str(error), seconds=time.monotonic() - started)
         except BaseException as error:
@@ -82,8 +89,7 @@ class _Worker:
             self._channel.send("done", key=task.key, summary=summary, seconds=time.monotonic() - started)
 
     def _execute(self, task: Task, started: float) -> dict[str, Any]:
-        store = self._stores.setdefault(task.run_dir, ArtifactStore(task.run_dir / "artifacts"))
-        inputs = {role: store.open(key) for role, key in task.input_keys.items()}
+        store, inputs = self._open(task)
         output = store.temporary(task.key)
         try:
             summary = self._fill(task, inputs, output)
@@ -94,6 +100,12 @@ class _Worker:
             remove_tree(output)
             raise
         return summary
+
+    def _open(self, task: Task) -> tuple[ArtifactStore, dict[str, Path]]:
+        """The run's artifacts, and those that the task is given, verified."""
+        store = self._stores.setdefault(task.run_dir, ArtifactStore(task.run_dir / "artifacts"))
+        inputs = {role: store.open(key) for role, key in task.input_keys.items()}
+        return store, inputs | {role: model.open() for role, model in task.outside.items()}
 
     def _fill(self, task: Task, inputs: dict[str, Path], output: Path) -> dict[str, Any]:
         samples = SampleLog(task.samples)
@@ -107,12 +119,28 @@ class _Worker:
                 io=WorkerIO(self._channel, samples, self._stop),
                 checkpoints=FolderCheckpoints(task.checkpoints, task.step, task.key, samples),
                 closing=closing,
+                rank=self._rank if self._is_shared(task) else Rank(),
             )
             summary = execute(job)
             if not samples.empty and not (output / "samples.jsonl").exists():
                 samples.dump(output / "samples.jsonl")
         task.samples.unlink()
         return summary
+
+    def _is_shared(self, task: Task) -> bool:
+        """Whether all ranks run the step, and not the first alone."""
+        return task.kind == "stage" and bool(self._plugins(task).get("stages", task.config["kind"]).distributed)
+
+    def _share(self, task: Task) -> None:
+        """Does this rank's part of a step that rank 0 runs, and leaves nothing behind."""
+        store, inputs = self._open(task)
+        output = store.temporary(f"{task.key}-rank{self._rank.rank}")
+        checkpoints = RankCheckpoints(FolderCheckpoints(task.checkpoints, task.step, task.key), self._rank.rank)
+        try:
+            with ExitStack() as closing:
+                execute(Job(task, self._plugins(task), inputs, output, RankIO(), checkpoints, closing, self._rank))
+        finally:
+            remove_tree(output)
 
     def _plugins(self, task: Task) -> Registry:
         if self._registry is None:
@@ -144,9 +172,21 @@ def _as_steelyard_error(error: BaseException, place: Path) -> SteelyardError | N
     return storage_problem(error, place)
 
 
-def _listen(inbox: queue.SimpleQueue[dict[str, Any] | None], stop: threading.Event) -> None:
-    """Takes the conductor's messages; the end of stdin means that there is no conductor any more."""
-    for line in sys.stdin.buffer:
+def _connect() -> tuple[int, Iterable[bytes]]:
+    """Where to answer, and where the conductor's messages come from: the pipes of a child, or a socket for the ranks of an agent."""
+    address = os.environ.pop(SOCKET, None)
+    if address is None:
+        descriptor = int(os.environ.pop(CHANNEL))
+        os.set_inheritable(descriptor, False)
+        return descriptor, sys.stdin.buffer
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.connect(address)
+    return connection.fileno(), connection.makefile("rb")
+
+
+def _listen(lines: Iterable[bytes], inbox: queue.SimpleQueue[dict[str, Any] | None], stop: threading.Event) -> None:
+    """Takes the conductor's messages; the end of them means that there is no conductor any more."""
+    for line in lines:
         message = json.loads(line)
         if message["type"] == "run":
             stop.clear()
@@ -168,14 +208,6 @@ def _redirect_output(log: Path) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
-
-
-def _die_with_the_conductor(conductor: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    # The conductor may have died before the kernel was asked.
-    if os.getppid() != conductor:
-        os._exit(int(ExitCode.INTERRUPTED))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,259 @@
+"""The stage `kto`: Kahneman–Tversky optimisation on answers that are labelled, not paired.
+
+The baseline z needs the policy's log-probabilities of answers to other prompts before any gradient is taken, so a step goes over its
+mismatched answers first, without gradients, and then over its own. Each answer's mismatched partner is chosen once for the dataset, so
+that the reference's log-probabilities of it can be kept, and a step's baseline does not depend on how the step is cut.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from steelyard.errors import DataError
+from steelyard.protocols import StageContext
+from steelyard.records import Row, StageResult
+from steelyard.rows import read_rows
+from steelyard_preference.answers import Answers, Tally
+from steelyard_preference.config import KtoConfig
+from steelyard_preference.losses import chosen_nll, kto_baseline, kto_loss
+from steelyard_preference.reference import Reference, open_reference
+from steelyard_torch.batching import MicroBatch, StepSampler, StepTotals, count_targets
+from steelyard_torch.encoding import EncodedChats, OnTooLong, encode_chats
+from steelyard_torch.templates import as_dicts
+from steelyard_torch.token_cache import cached_rows
+from steelyard_torch.trainee import Trainee, memory_errors
+
+__all__ = ["Kto"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Labelled:
+    """An answer as it stands in the data."""
+
+    prompt: list[dict[str, Any]]
+    completion: list[dict[str, Any]]
+    desirable: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Examples:
+    """Encoded: places of ``answers`` by what stands there. The E examples come first, then their mismatched answers."""
+
+    answers: Answers
+    desirable: list[bool]
+    """(E,)"""
+    mismatched: list[int | None]
+    """(E,) the place of the example's mismatched answer; None where that is too long."""
+    facts: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.desirable)
+
+
+class Kto:
+    """Trains on rows with ``prompt``, ``completion`` and ``label``, or on pairs, whose sides are then two answers."""
+
+    def __init__(self, config: KtoConfig):
+        self._config = config
+
+    def run(self, context: StageContext) -> StageResult:
+        config = self._config
+        trainee = Trainee(context, config, dropout=False)
+        examples = _encode(trainee, config)
+        answers = examples.answers
+        reference = open_reference(trainee, config, answers, range(len(answers.rows)), rows="kto")
+        sampler = StepSampler(
+            [len(row) for row in answers.rows[: len(examples)]],
+            batch_size=config.batch_size,
+            seed=context.seed,
+            epochs=config.epochs,
+            max_steps=config.max_steps,
+        )
+        trainee.schedule(sampler.total_steps)
+        position = trainee.resume()
+        if position is not None:
+            sampler.resume(position)
+        while trainee.step < sampler.total_steps:
+            places = sampler.rows(trainee.step)
+            baseline = _baseline(trainee, config, answers, reference, [examples.mismatched[place] for place in places])
+            rows = answers.of(places)
+            totals = count_targets(row for row, place in zip(rows, places, strict=True) if examples.desirable[place])
+            tally = Tally()
+            for batch in trainee.micro_batches(rows):
+                with memory_errors(padded_tokens=batch.padded_tokens, options=config):
+                    _backward(trainee, config, reference, examples, batch, places, totals, baseline, tally)
+            metrics = tally.values()
+            loss = metrics.pop("loss")
+            # The ranks' metrics are added up, and the baseline is every rank's alike.
+            metrics["baseline"] = baseline if trainee.world.main else 0.0
+            trainee.update(
+                loss,
+                tokens=sum(map(len, rows)),
+                trained_tokens=sum(row.targets for row in rows),
+                sequences=len(rows),
+                metrics={**{f"kto/{name}": value for name, value in metrics.items()}, "train/epoch": sampler.epoch(trainee.step + 1)},
+            )
+            trainee.rest(sampler.state(trainee.step))
+        result = trainee.finish({**examples.facts, "reference": reference.facts})
+        if trainee.world.main:
+            reference.leave(context.output)
+        return result
+
+
+def _baseline(trainee: Trainee, config: KtoConfig, answers: Answers, reference: Reference, mismatched: Sequence[int | None]) -> float:
+    """z of the step."""
+    places = [place for place in mismatched if place is not None]
+    total = 0.0
+    with torch.no_grad():
+        for batch in trainee.micro_batches(answers.of(places)):
+            with memory_errors(padded_tokens=batch.padded_tokens, options=config), trainee.runtime.autocast():
+                policy = answers.sums(trainee.model, batch, places).scored
+            total += float((policy - reference.sums(batch, places)).double().sum())
+    return kto_baseline(trainee.world.sum({"log_ratios": total})["log_ratios"], len(places))
+
+
+def _backward(
+    trainee: Trainee,
+    config: KtoConfig,
+    reference: Reference,
+    examples: _Examples,
+    batch: MicroBatch,
+    places: Sequence[int],
+    totals: StepTotals,
+    baseline: float,
+    tally: Tally,
+) -> None:
+    """Loss and gradients of one micro-batch; of one without rows, zeros."""
+    with trainee.runtime.autocast():
+        sums = examples.answers.sums(trainee.model, batch, places)
+    mine = [places[position] for position in batch.order]
+    desirable = torch.tensor([examples.desirable[place] for place in mine], dtype=torch.bool).to(sums.scored.device)
+    share = kto_loss(
+        sums.scored,
+        reference.sums(batch, places),
+        desirable,
+        baseline=baseline,
+        beta=config.beta,
+        desirable_weight=config.desirable_weight,
+        undesirable_weight=config.undesirable_weight,
+        rows=len(places),
+        desirable_rows=sum(examples.desirable[place] for place in places),
+    )
+    value = share.value
+    if config.nll_coefficient:
+        trained = examples.answers.tokens(mine, trained=True).to(sums.trained.device)
+        nll = chosen_nll(sums.trained * desirable, trained, reduction=config.nll_reduction, totals=totals)
+        value = value + config.nll_coefficient * nll
+        tally.add("nll", nll)
+    value.backward()  # type: ignore[no-untyped-call]
+    tally.add("loss", value)
+    for name, amount in share.metrics.items():
+        tally.add(name, amount)
+
+
+def _encode(trainee: Trainee, config: KtoConfig) -> _Examples:
+    labelled = [one for row in read_rows(trainee.dataset()) for one in _read(row)]
+    kept = [one for one in labelled if one.completion and one.completion[-1]["content"].strip()]
+    empty = len(labelled) - len(kept)
+    if not kept:
+        raise DataError(f"all {len(labelled):,} answers are empty; there is nothing to train")
+    partners = _partners(kept)
+    own = _cached(trainee, config, "kto", lambda: (one.prompt + one.completion for one in kept), config.on_too_long)
+    # A mismatched answer may be too long where no example is: that costs the baseline one of its terms, and is no reason to refuse.
+    too_long: OnTooLong = "truncate" if config.on_too_long == "truncate" else "drop"
+    crossed = _cached(
+        trainee, config, "kto mismatched", lambda: (a.prompt + kept[b].completion for a, b in zip(kept, partners, strict=True)), too_long
+    )
+    rows = own.rows
+    places = {row.index: len(rows) + place for place, row in enumerate(crossed.rows)}
+    answers = Answers([*rows, *crossed.rows], trainee.tokenizer, mask_format_tokens=config.mask_format_tokens)
+    desirable = [kept[row.index].desirable for row in rows]
+    trainee.context.io.log(
+        f"{own.stats.describe()}; {sum(desirable):,} desirable" + (f"; {empty:,} left out with an empty answer" if empty else "")
+    )
+    facts = {
+        "data": own.stats.to_json(),
+        "empty_answers": empty,
+        "desirable": sum(desirable),
+        "undesirable": len(desirable) - sum(desirable),
+        "mismatched": len(crossed.rows),
+    }
+    return _Examples(answers, desirable, [places.get(row.index) for row in rows], facts)
+
+
+def _cached(
+    trainee: Trainee, config: KtoConfig, kind: str, conversations: Callable[[], Iterator[list[dict[str, Any]]]], on_too_long: OnTooLong
+) -> EncodedChats:
+    def encode() -> EncodedChats:
+        return encode_chats(
+            trainee.tokenizer,
+            conversations(),
+            max_length=config.max_length,
+            on_too_long=on_too_long,
+            trained_turns=config.trained_turns,
+        )
+
+    options = {"max_length": config.max_length, "on_too_long": on_too_long, "trained_turns": config.trained_turns, "rows": kind}
+    return cached_rows(trainee.context.cache, trainee.dataset(), trainee.tokenizer, options, encode)
+
+
+def _partners(labelled: Sequence[_Labelled]) -> list[int]:
+    """For each answer the place of one that was given to another prompt: the same for the same data, whatever the run's seed.
+
+    Raises:
+        DataError: all have the same prompt.
+    """
+    prompts = [json.dumps(one.prompt, sort_keys=True) for one in labelled]
+    if len(set(prompts)) < 2:
+        raise DataError("all answers are to the same prompt; `kto` estimates its baseline from answers to other prompts")
+    draw = random.Random("mismatched answers")
+    others: dict[str, list[int]] = {}
+
+    def partner(place: int) -> int:
+        for _ in range(16):
+            other = draw.randrange(len(prompts))
+            if prompts[other] != prompts[place]:
+                return other
+        # One prompt has nearly all answers.
+        if prompts[place] not in others:
+            others[prompts[place]] = [other for other, prompt in enumerate(prompts) if prompt != prompts[place]]
+        return draw.choice(others[prompts[place]])
+
+    return [partner(place) for place in range(len(prompts))]
+
+
+def _read(row: Row) -> Iterator[_Labelled]:
+    """The labelled answers of a row: its own, or those of a pair."""
+    where = f"row {row.get('id', '?')!r}"
+    if not isinstance(row.get("prompt"), list) or not row["prompt"]:
+        raise DataError(f"{where} has no messages under 'prompt'; a row has prompt, completion and label, or prompt, chosen and rejected")
+    prompt = as_dicts(row["prompt"])
+    if "label" in row:
+        if not isinstance(row["label"], bool):
+            raise DataError(f"{where} has the label {row['label']!r}, which is not true or false")
+        if "completion" not in row:
+            raise DataError(f"{where} has a label but no 'completion'; it has {', '.join(sorted(row))}")
+        yield _Labelled(prompt, _answer(prompt, row["completion"], where), row["label"])
+        return
+    for name, desirable in (("chosen", True), ("rejected", False)):
+        if not isinstance(row.get(name), list):
+            raise DataError(f"{where} has neither 'label' nor messages under {name!r}; it has {', '.join(sorted(row))}")
+        yield _Labelled(prompt, _answer(prompt, row[name], where), desirable)
+
+
+def _answer(prompt: list[dict[str, Any]], completion: Any, where: str) -> list[dict[str, Any]]:
+    """What follows the prompt; nothing where the answer is empty."""
+    if isinstance(completion, str):
+        return [{"role": "assistant", "content": completion}]
+    messages = as_dicts(completion) if completion else []
+    if messages[: len(prompt)] == prompt:
+        messages = messages[len(prompt) :]
+    if messages and (messages[0]["role"] != "assistant" or messages[-1]["role"] != "assistant"):
+        raise DataError(f"{where}: an answer begins and ends with an assistant message, got {messages!r}"[:400])
+    return messages
