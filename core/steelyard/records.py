@@ -34,7 +34,8 @@ __all__ = [
 
 Row = dict[str, Any]
 """One example of a dataset. SFT rows have ``messages``; preference rows ``prompt``, ``chosen``, ``rejected`` (lists of messages); RL rows
-``messages`` (ending in a user turn), ``verifier``, ``reference``; plain-text rows ``text``, or ``prompt`` and ``completion`` as strings.
+``messages`` (ending in a user turn), ``verifier``, ``reference``, or several ``verifiers`` with ``references`` by verifier; plain-text rows
+``text``, or ``prompt`` and ``completion`` as strings.
 Any row may carry ``id`` and ``source``; an RL row with ``canary: true`` has a task that cannot be solved: it is watched and not trained
 on."""
 

@@ -14,7 +14,7 @@ from typing import Any
 from steelyard.errors import DataError
 from steelyard.records import Row
 
-__all__ = ["CONVERSATIONS", "count_rows", "read_facts", "read_rows", "texts_of", "write_rows"]
+__all__ = ["CONVERSATIONS", "count_rows", "read_facts", "read_rows", "row_sources", "texts_of", "write_rows"]
 
 CONVERSATIONS = ("messages", "prompt", "chosen", "rejected")
 """Columns that may hold a list of messages; ``prompt`` may be a plain string instead."""
@@ -63,6 +63,17 @@ def count_rows(folder: Path) -> int:
     import pyarrow.parquet as pq
 
     return int(_open(folder, pq).metadata.num_rows)
+
+
+def row_sources(folder: Path) -> list[str | None]:
+    """The source of every row, in order, from that column alone; None for a row that names none."""
+    import pyarrow.parquet as pq
+
+    file = _open(folder, pq)
+    if "source" not in file.schema_arrow.names:
+        return [None] * int(file.metadata.num_rows)
+    names: list[str | None] = file.read(columns=["source"]).column(0).dictionary_encode().to_pylist()
+    return names
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

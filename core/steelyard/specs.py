@@ -83,7 +83,8 @@ class StageSpec(Spec):
     needs_reference: bool = False
     """Whether it reads a reference model (``reference:`` in the recipe, default: the model it starts from)."""
     reference_must_differ: bool = False
-    """Whether a reference that is the model it starts from is a mistake: the recipe must then name another."""
+    """Whether a reference that is the model it starts from is a mistake: the recipe must then name another. A configuration to which this
+    does not apply has an attribute of this name that is False."""
     needs_verifiers: bool = False
     distributed: bool = False
     """Whether it runs in all processes of a launcher that starts several, each doing its share (``context.rank``); else in the first."""

@@ -27,6 +27,7 @@ _SHAREGPT_ROLES = {
     "tool": "tool",
 }
 _KEPT = ("id", "source", "task")
+_REFERENCES = ("reference", "references", "ground_truth")
 
 
 def recognise(row: Mapping[str, Any], place: str = "") -> Layout:
@@ -36,13 +37,12 @@ def recognise(row: Mapping[str, Any], place: str = "") -> Layout:
     if "conversations" in row:
         return "sharegpt"
     if "messages" in row:
-        rl = "reference" in row or "ground_truth" in row
-        return "prompts" if rl else "messages"
+        return "prompts" if any(name in row for name in _REFERENCES) else "messages"
     if "instruction" in row and "output" in row:
         return "alpaca"
     if "prompt" in row and "completion" in row:
         return "prompt_completion"
-    if "prompt" in row and ("reference" in row or "ground_truth" in row):
+    if "prompt" in row and any(name in row for name in _REFERENCES):
         return "prompts"
     if "text" in row:
         return "text"
@@ -71,9 +71,13 @@ class RowReader:
         for name in _KEPT:
             if name in row and name not in out and isinstance(row[name], str | int):
                 out[name] = str(row[name])
+        for name in self._options.keep:
+            if name not in row:
+                raise DataError(f"{place}: no column {name!r} to keep; it has {', '.join(sorted(raw))}")
+            out.setdefault(name, row[name])
         if self._options.system is not None:
             _add_system(out, self._options.system)
-        if self._layout == "prompts" and "verifier" not in out and self._options.verifier is not None:
+        if self._layout == "prompts" and not {"verifier", "verifiers"} & out.keys() and self._options.verifier is not None:
             out["verifier"] = self._options.verifier
         return out
 
@@ -148,7 +152,14 @@ def _prompts(row: Row) -> Row:
     prompt = _as_prompt(row["messages"] if "messages" in row else row["prompt"])
     if prompt[-1]["role"] != "user":
         raise ValueError(f"an RL prompt ends in a user turn, not {prompt[-1]['role']!r}")
-    out: Row = {"messages": prompt, "reference": row["reference"] if "reference" in row else row["ground_truth"]}
+    out: Row = {"messages": prompt}
+    if "reference" in row or row.get("references") is None:
+        out["reference"] = row["reference"] if "reference" in row else row["ground_truth"]
+    if row.get("verifiers") is not None:
+        out["verifiers"] = row["verifiers"]
+    if row.get("references") is not None:
+        # In a Parquet struct a row has every row's names, without values where they are not its own.
+        out["references"] = {name: value for name, value in row["references"].items() if value is not None}
     name = row.get("verifier") or (row.get("dataset") if "ground_truth" in row else None)
     if name:
         out["verifier"] = name

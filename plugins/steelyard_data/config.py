@@ -28,6 +28,8 @@ class RowOptions(_Config):
     columns: dict[str, str] = Field(default_factory=dict)
     """Renames before recognition: Steelyard's column → the file's, e.g. `{prompt: question, completion: answer}`. Dots reach into
     structs."""
+    keep: tuple[str, ...] = ()
+    """Further columns that rows keep as they are, by their names after `columns`, such as a `pass_rate` for a curriculum."""
     system: str | None = None
     """A system message put in front of every conversation that has none."""
     verifier: str | None = None

@@ -13,6 +13,7 @@ def steelyard_stages() -> Iterator[StageSpec]:
         impl=LazyRef("steelyard_distill.distill:Distill"),
         config=LazyRef("steelyard_distill.config:DistillConfig"),
         data="messages",
+        distributed=True,
         needs_reference=True,
         reference_must_differ=True,
         models=("teacher",),

@@ -43,7 +43,7 @@ def open_teacher(trainee: Trainee, config: DistillConfig, rows: Sequence[Encoded
     if config.stored:
         facts |= {"config_sha256": file_sha256(folder / "config.json"), "precision": config.precision}
         return _stored(trainee, config, rows, facts, _ModelScorer(trainee, config, folder))
-    return ModelTeacher(load_teacher(trainee, folder)), facts
+    return ModelTeacher(load_teacher(trainee, folder), trainee.runtime.device), facts
 
 
 def _stored(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -77,6 +78,11 @@ class DistillConfig(TrainingOptions):
     def reference_must_differ(self) -> bool:
         """Whether the reference model is the teacher, and no mere tokenizer."""
         return self.teacher != "server"
+
+    def check_models(self, roles: Collection[str]) -> None:
+        """Raises ValueError for a teacher that is named twice."""
+        if "teacher" in roles and self.teacher == "server":
+            raise ValueError("the teacher is on a server: take 'teacher' out of models")
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> DistillConfig:

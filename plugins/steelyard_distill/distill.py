@@ -17,7 +17,7 @@ import torch
 from steelyard.protocols import Engine, StageContext
 from steelyard.records import StageResult, derive_seed
 from steelyard_distill.asking import open_teacher
-from steelyard_distill.comparing import Compared, bind_compare, compare
+from steelyard_distill.comparing import bind_compare, compare
 from steelyard_distill.config import DistillConfig
 from steelyard_distill.prompts import PromptPool
 from steelyard_distill.teachers import Teacher
@@ -41,9 +41,7 @@ class Distill:
         bind_compare(trainee.model)
         data = _Data(trainee, config)
         teacher, told = open_teacher(trainee, config, data.rows)
-        engine = None
-        if config.on_policy_share and trainee.world.main:
-            engine = context.engine(context.model, module=trainee.model)
+        engine = trainee.engine() if config.on_policy_share else None
         trainee.schedule(data.total_steps)
         position = trainee.resume()
         if position is not None:
@@ -54,14 +52,15 @@ class Distill:
             totals = count_targets(step.rows)
             loss_value, metrics = 0.0, defaultdict[str, float](float)
             for batch in trainee.micro_batches(step.rows, groups=step.groups, whole=False):
-                with memory_errors(padded_tokens=batch.padded_tokens, options=config):
+                with memory_errors(batch, config):
                     loss_value += _backward(trainee, teacher, config, batch, totals, metrics, given=not step.on_policy)
             trainee.update(
                 loss_value,
                 tokens=sum(len(row) for row in step.rows),
                 trained_tokens=totals.tokens,
                 sequences=len(step.rows),
-                metrics={**{f"distill/{name}": value for name, value in metrics.items()}, **step.metrics},
+                metrics={f"distill/{name}": value for name, value in metrics.items()},
+                shared=step.metrics,
             )
             trainee.rest(data.state(trainee.step))
         return trainee.finish({**data.facts(), "divergence": config.divergence, "teacher": told})
@@ -77,7 +76,7 @@ class _Step:
     groups: list[int] | None
     on_policy: bool
     metrics: dict[str, float] = field(default_factory=dict)
-    """On the main rank alone."""
+    """The same on every rank."""
 
 
 class _Data:
@@ -114,7 +113,7 @@ class _Data:
         chosen = sampler.rows(number)
         metrics = {"train/epoch": sampler.epoch(number + 1), "distill/on_policy": float(on_policy)}
         if not on_policy:
-            return _Step([self.rows[i] for i in chosen], chosen, None, False, metrics if world.main else {})
+            return _Step([self.rows[i] for i in chosen], chosen, None, False, metrics)
         assert self._pool is not None
         weights = trainee.weights()  # every rank takes part where they are sharded
         answers = None
@@ -132,7 +131,7 @@ class _Data:
             "distill/truncated": answers.truncated,
             "perf/rollout_s": answers.seconds,
         }
-        return _Step(answers.rows, (), answers.groups, True, metrics if world.main else {})
+        return _Step(answers.rows, (), answers.groups, True, metrics)
 
     def state(self, step: int) -> dict[str, Any]:
         return {"step": step, "on_policy_share": self._config.on_policy_share, **self._positions(step)}
@@ -172,25 +171,31 @@ def _backward(
     given: bool,
 ) -> float:
     """Loss and gradients of one micro-batch; adds its share of the step's metrics (means over the step's trained tokens)."""
+    weights = _weights(batch, config, totals)
     with trainee.runtime.autocast():
-        found = compare(trainee.model, batch, teacher.signal(batch), config)
-    per_token = config.divergence_coefficient * found.divergence
-    if given and config.ce_coefficient:
-        per_token = per_token + config.ce_coefficient * found.cross_entropy
-    # The reductions of a cross-entropy serve any loss of a token: they take its negative.
-    loss = sft_loss(-per_token, batch.target_rows, len(batch), reduction=config.loss_reduction, totals=totals)
-    loss.backward()  # type: ignore[no-untyped-call]
-    for name, value in _measures(found).items():
-        metrics[name] += value / max(totals.tokens, 1)
-    return float(loss.item())
+        found = compare(
+            trainee.model,
+            batch,
+            teacher.signal(batch),
+            config,
+            weights=weights,
+            ce_coefficient=config.ce_coefficient if given else 0.0,
+        )
+    found.loss.backward()  # type: ignore[no-untyped-call]
+    measured = found._asdict()
+    loss = measured.pop("loss").detach()
+    sums = {name: values.sum() / max(totals.tokens, 1) for name, values in measured.items() if values is not None}
+    value, *amounts = torch.stack([loss, *sums.values()]).tolist()
+    for name, amount in zip(sums, amounts, strict=True):
+        metrics[name] += amount
+    return float(value)
 
 
-def _measures(found: Compared) -> dict[str, float]:
-    """Sums over the targets."""
-    sums = {
-        "divergence": found.divergence,
-        "cross_entropy": found.cross_entropy,
-        "teacher_cross_entropy": found.teacher_cross_entropy,
-        **({} if found.agreement is None else {"agreement": found.agreement}),
-    }
-    return dict(zip(sums, torch.stack([values.detach().sum() for values in sums.values()]).tolist(), strict=True))
+def _weights(batch: MicroBatch, config: DistillConfig, totals: StepTotals) -> torch.Tensor:
+    """(N,) what each target's loss counts in the step's."""
+    with torch.enable_grad():
+        each = torch.zeros(len(batch.target_ids), device=batch.target_ids.device, requires_grad=True)
+        # The reductions of a cross-entropy are linear in the tokens' losses, of which they take the negative.
+        loss = sft_loss(-each, batch.target_rows, len(batch), reduction=config.loss_reduction, totals=totals)
+        (weights,) = torch.autograd.grad(loss, each)
+    return weights

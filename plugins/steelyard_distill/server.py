@@ -54,16 +54,19 @@ class ServerTeacher:
 
     def prepare(self, rows: Sequence[EncodedRow], indices: Sequence[int]) -> None:
         world = self._trainee.world
-        said = (self._own(rows) if self._config.divergence == SAMPLED else self.score_top_k(rows)) if world.main else None
-        self._known = KnownRows(world.from_main(said))
+        if self._config.divergence == SAMPLED:
+            self._known = KnownRows(world.from_main(self._own(rows) if world.main else None))
+        else:
+            self._known = KnownRows(self.score_top_k(rows))
 
     def signal(self, batch: MicroBatch) -> Signal:
         return self._known.signal(batch)
 
     def score_top_k(self, rows: Sequence[EncodedRow]) -> list[TopK]:
-        """The ``top_k`` tokens at each row's targets."""
-        k = self._config.top_k or 1
-        return [self._top_k(row, positions, k) for row, positions in zip(rows, self._ask(rows, k), strict=True)]
+        """The ``top_k`` tokens at each row's targets, on every rank."""
+        k, world = self._config.top_k or 1, self._trainee.world
+        said = [self._top_k(row, positions, k) for row, positions in zip(rows, self._ask(rows, k), strict=True)] if world.main else None
+        return world.from_main(said)
 
     def _own(self, rows: Sequence[EncodedRow]) -> list[torch.Tensor]:
         asked = self._ask(rows, 0)
@@ -97,12 +100,13 @@ class ServerTeacher:
         known = {token: text for token, text in texts.items() if text}
         if beyond := [token for token in texts if token >= self._width]:
             raise ModelError(f"the teacher's server knows a token {beyond[0]}, the student {self._width:,} tokens: another vocabulary")
-        alike = sum(self._trainee.tokenizer.decode([token]).strip() == text.strip() for token, text in known.items())
+        ours = {token: str(self._trainee.tokenizer.decode([token])) for token in known}
+        alike = sum(ours[token].strip() == text.strip() for token, text in known.items())
         if known and alike < _FEWEST_ALIKE * len(known):
-            other = next(token for token, text in known.items() if self._trainee.tokenizer.decode([token]).strip() != text.strip())
+            other = next(token for token, text in known.items() if ours[token].strip() != text.strip())
             raise ModelError(
                 f"the teacher's server has another vocabulary than the student: token {other} is {known[other]!r} there and "
-                f"{self._trainee.tokenizer.decode([other])!r} here; serve a teacher with the student's tokenizer"
+                f"{ours[other]!r} here; serve a teacher with the student's tokenizer"
             )
         self._compared = True
 
@@ -138,4 +142,4 @@ def read_positions(reply: Any) -> list[Position | None]:
 
 def _targets(row: EncodedRow, positions: Sequence[Position | None]) -> list[tuple[int, Position]]:
     """Each trained token with what was said of its position."""
-    return [(int(row.input_ids[place]), positions[place] or {}) for place in np.flatnonzero(row.trained)]
+    return [(int(row.input_ids[place]), positions[place] or {}) for place in np.flatnonzero(row.trained).tolist()]

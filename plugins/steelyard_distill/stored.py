@@ -8,8 +8,10 @@ the rows of a step without holding the others.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 
@@ -33,7 +35,7 @@ class StoredTeacher:
 
     Args:
         facts: what the answers depend on beside dataset and tokenizer, JSON.
-        score: asks the teacher about rows; only called where something is missing.
+        score: asks the teacher about rows; only called where something is missing, then on every rank.
 
     Raises:
         Interrupted: the run was asked to stop meanwhile; whole parts stay.
@@ -57,7 +59,7 @@ class StoredTeacher:
         self._opened: dict[int, Any] = {}
         self._known = KnownRows([])
         self.scored_tokens = self._fill(trainee, rows, top_k, facts, score)
-        """Tokens that the teacher was asked about now, by this rank; the others were there."""
+        """Tokens that the teacher was asked about now; the others were there."""
 
     def prepare(self, rows: Sequence[EncodedRow], indices: Sequence[int]) -> None:
         self._known = KnownRows([self._read(index) for index in indices])
@@ -75,16 +77,15 @@ class StoredTeacher:
     ) -> int:
         io, world, asked = trainee.context.io, trainee.world, 0
         for number, (part, path) in enumerate(zip(self._parts, self._paths, strict=True)):
-            if number % world.size != world.rank:
-                continue
             tokens = sum(stop - start for start, stop in part.values())
-            found = read_tensors(path)
-            if found is not None and found[0]["ids"].shape == (tokens, top_k):
+            there, stop_now = world.from_main((_is_whole(path, (tokens, top_k)), io.should_stop()) if world.main else None)
+            if there:
                 continue
-            if io.should_stop():
+            if stop_now:
                 raise Interrupted("stopped while asking the teacher; a resumed run goes on behind the parts that are there")
             said = score([rows[index] for index in part])
-            write_tensors(path, {name: torch.cat([getattr(row, name) for row in said]).numpy() for name in _COLUMNS}, facts)
+            if world.main:
+                write_tensors(path, {name: _column(said, name) for name in _COLUMNS}, facts)
             asked += tokens
             io.progress(number + 1, len(self._parts), "parts", "teacher log-probabilities")
         world.barrier()
@@ -93,7 +94,7 @@ class StoredTeacher:
     def _read(self, index: int) -> TopK:
         number, start, stop = self._places[index]
         if number not in self._opened:
-            self._opened[number] = safe_open(self._paths[number], framework="pt").__enter__()
+            self._opened[number] = safe_open(self._paths[number], framework="pt").__enter__()  # type: ignore[no-untyped-call]
         columns = {name: self._opened[number].get_slice(name)[start:stop] for name in _COLUMNS}
         if len(columns["ids"]) != stop - start:
             raise DataError(f"{str(self._paths[number])!r} ends before row {index}; delete it, and it is made again")
@@ -101,6 +102,16 @@ class StoredTeacher:
 
 
 _COLUMNS = ("ids", "logprobs", "tail", "target")
+
+
+def _is_whole(path: Path, shape: tuple[int, int]) -> bool:
+    found = read_tensors(path)
+    return found is not None and found[0]["ids"].shape == shape
+
+
+def _column(said: Sequence[TopK], name: str) -> np.ndarray[Any, Any]:
+    values = torch.cat([getattr(row, name) for row in said]).numpy()
+    return values.astype(np.int32) if name == "ids" else values
 
 
 def _parts(targets: Sequence[int], most: int) -> list[dict[int, tuple[int, int]]]:

@@ -19,11 +19,11 @@ from steelyard.protocols import Engine
 from steelyard_distill.comparing import Signal
 from steelyard_distill.config import DistillConfig
 from steelyard_distill.divergences import TopK, top_k_of
-from steelyard_distill.states import target_states
+from steelyard_distill.states import frozen_states
 from steelyard_torch.batching import MicroBatch, gather_targets, micro_batches
 from steelyard_torch.encoding import EncodedRow
 from steelyard_torch.head import prepare_scoring
-from steelyard_torch.models import check_vocabulary, load_model, load_tokenizer, weights_sha256
+from steelyard_torch.models import check_vocabulary, load_tokenizer, weights_sha256
 from steelyard_torch.parallel import World
 from steelyard_torch.templates import check_template, template_hash
 from steelyard_torch.trainee import Trainee, memory_errors
@@ -44,15 +44,14 @@ class Teacher(Protocol):
 class ModelTeacher:
     """A model in memory beside the student: whole distributions."""
 
-    def __init__(self, model: PreTrainedModel):
-        self._model = model
+    def __init__(self, model: PreTrainedModel, device: torch.device):
+        self._ask = frozen_states(model, device)
 
     def prepare(self, rows: Sequence[EncodedRow], indices: Sequence[int]) -> None:
         """Nothing: it is asked as batches come."""
 
-    @torch.no_grad()
     def signal(self, batch: MicroBatch) -> Signal:
-        return target_states(self._model, batch)
+        return self._ask(batch)
 
 
 class KnownRows:
@@ -109,12 +108,13 @@ def gather_top_k(batch: MicroBatch, said: Sequence[TopK]) -> TopK:
 
 @torch.no_grad()
 def score_top_k(trainee: Trainee, model: PreTrainedModel, rows: Sequence[EncodedRow], config: DistillConfig, width: int) -> list[TopK]:
-    """The model's ``top_k`` tokens at each row's targets, over its first ``width`` tokens, on the CPU."""
+    """The model's ``top_k`` tokens at each row's targets, over its first ``width`` tokens, on the CPU; every rank scores a share of the
+    rows and gets all."""
     assert config.top_k is not None
-    out: list[TopK | None] = [None] * len(rows)
+    ask, found = frozen_states(model, trainee.runtime.device), dict[int, TopK]()
     for batch in _batches(trainee, model, rows, config):
-        with memory_errors(padded_tokens=batch.padded_tokens, options=config), trainee.runtime.autocast():
-            states = target_states(model, batch)
+        with memory_errors(batch, config), trainee.runtime.autocast():
+            states = ask(batch)
             size = max(1, _MOST_LOGITS // states.width)
             parts = [
                 top_k_of(states.logits(some)[:, :width], ids, config.top_k, temperature=config.temperature)
@@ -123,27 +123,28 @@ def score_top_k(trainee: Trainee, model: PreTrainedModel, rows: Sequence[Encoded
         counts = torch.bincount(batch.target_rows, minlength=len(batch)).tolist()
         columns = [torch.split(torch.cat([getattr(part, f.name) for part in parts]).cpu(), counts) for f in fields(TopK)]
         for place, *row in zip(batch.order, *columns, strict=True):
-            out[place] = TopK(*row)
-    return [row for row in out if row is not None]
+            found[place] = TopK(*row)
+    every = trainee.world.merged(found)
+    return [every[place] for place in range(len(rows))]
 
 
 def _batches(trainee: Trainee, model: PreTrainedModel, rows: Sequence[EncodedRow], config: DistillConfig) -> list[MicroBatch]:
-    """All rows on this rank, packed where the teacher takes that."""
+    """This rank's share of the rows, packed where the teacher takes that."""
     return micro_batches(
         rows,
         token_budget=config.micro_batch_tokens,
         pad_id=trainee.tokenizer.pad_token_id,
         device=trainee.runtime.device,
         packed=prepare_scoring(model),
+        rank=trainee.world.rank,
+        size=trainee.world.size,
     )
 
 
 def load_teacher(trainee: Trainee, folder: Path) -> PreTrainedModel:
-    """The teacher in evaluation mode and without gradients."""
-    remote = bool(trainee.context.options.get("trust_remote_code"))
-    model = load_model(folder, device=str(trainee.runtime.device), allow_remote_code=remote)
+    """The teacher in evaluation mode and without gradients, spread over the ranks as the student is."""
+    model = trainee.load_frozen(folder)
     check_vocabulary(model, trainee.tokenizer)
-    model.requires_grad_(False)
     return model
 
 

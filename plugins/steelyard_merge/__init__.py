@@ -1,4 +1,4 @@
-"""Merging: one model from two of the same architecture."""
+"""Merging: one model from several of the same architecture."""
 
 from collections.abc import Iterator
 
@@ -15,5 +15,7 @@ def steelyard_stages() -> Iterator[StageSpec]:
         data=None,
         needs_reference=True,
         reference_must_differ=True,
-        summary="the weighted average of the initial and the reference model's weights",
+        models="*",
+        models_for_reference=True,
+        summary="one model of several: their average, spherical interpolation, task arithmetic or TIES",
     )

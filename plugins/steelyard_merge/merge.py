@@ -1,173 +1,235 @@
-"""The stage `merge`: the weighted average of two models' weights (Wortsman et al., arXiv 2203.05482; Kimi k1.5 calls it long2short
-merging, arXiv 2501.12599, section 2.4).
+"""The stage `merge`: one model of several with a common ancestor, by the formulas of :mod:`steelyard_merge.methods`.
 
-Averages of weights mean something for models that share an ancestor; what has another shape, vocabulary or template is refused.
+Merged weights mean something for models that share an ancestor; what has another shape, vocabulary or template is refused, and what comes
+out is weighed by the gate like any other challenger. Llama 3 averages models of each stage that were trained with other data or settings
+(arXiv 2407.21783, section 4.1.5), Kimi k1.5 a long and a short thinker (arXiv 2501.12599, section 2.4).
 """
 
 from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from torch import Tensor
 
 from steelyard.errors import Interrupted, ModelError, StorageError
-from steelyard.protocols import StageContext
-from steelyard.records import StageResult
+from steelyard.protocols import StageContext, StepIO
+from steelyard.records import StageResult, derive_seed
 from steelyard.run.durable import storage_problem
 from steelyard_merge.config import MergeConfig
-from steelyard_merge.weights import FolderWeights, TensorFacts, write_shards
-from steelyard_torch.models import check_model_folder, load_tokenizer
-from steelyard_torch.templates import check_template, template_hash
+from steelyard_merge.measures import Distances, Signs, kept_share
+from steelyard_merge.methods import NEARLY_PARALLEL, PIECE, angle, drop_and_rescale, slerp, task_arithmetic, ties, weighted_sum
+from steelyard_merge.models import INITIAL, Models, check_finite
+from steelyard_merge.trimming import magnitude_threshold
+from steelyard_merge.weights import TensorFacts, write_shards
 
-__all__ = ["Merge", "average", "check_same_architecture"]
+__all__ = ["Merge"]
 
-_INITIAL, _REFERENCE = "the initial model", "the reference model"
-
-# What may differ between two saves of one architecture. Special tokens are the tokenizer's affair, which is compared whole.
-_INCIDENTAL = frozenset(
-    ["_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "bos_token_id", "eos_token_id", "pad_token_id"]
-)
+_REFERENCE = "the reference model"
+_ROLE = "model:"
 
 
 class Merge:
-    """Averages the initial and the reference model, tensor by tensor in float32, in the initial model's dtypes and with its tokenizer."""
+    """Merges tensor by tensor in float64, into the initial model's dtypes and with its tokenizer and configuration."""
 
     def __init__(self, config: MergeConfig):
         self._config = config
 
     def run(self, context: StageContext) -> StageResult:
-        weight = self._config.weight
         remote = bool(context.options.get("trust_remote_code"))
-        reference = _reference(context)
-        for folder in (context.model, reference):
-            check_model_folder(folder, allow_remote_code=remote)
-        tokenizer = load_tokenizer(context.model, allow_remote_code=remote)
-        other = load_tokenizer(reference, allow_remote_code=remote)
-        if tokenizer.get_vocab() != other.get_vocab():
-            raise ModelError(f"{_INITIAL} and {_REFERENCE} have different vocabularies ({len(tokenizer):,} and {len(other):,} tokens)")
-        check_template(template_hash(tokenizer), other, where=_REFERENCE)
-        config = _config(context.model, remote)
-        check_same_architecture(config, _config(reference, remote))
-        tied = _tied_names(config, remote)
-        with FolderWeights(context.model, tied=tied) as initial, FolderWeights(reference, tied=tied) as second:
-            facts = _common_tensors(initial, second)
-            merging = _Merging(context, initial, second, facts, weight)
-            _write(context.output, facts, merging.tensors())
-        if merging.distance == 0:
-            raise ModelError(f"{_INITIAL} and {_REFERENCE} have the same weights, so there is nothing to merge; name another `reference:`")
+        named = {role.removeprefix(_ROLE): folder for role, folder in sorted(context.inputs.items()) if role.startswith(_ROLE)}
+        try:
+            self._config.check_models(list(named))
+        except ValueError as error:
+            raise ModelError(f"stage 'merge': {error}") from None
+        others = {_called(role): folder for role, folder in named.items()} or {_REFERENCE: _reference(context)}
+        with Models(context.model, others, remote=remote) as models:
+            merging = _Merging(self._config, models, _weights(self._config, list(named)), context)
+            merging.prepare()
+            _write(context.output, models.facts, merging.tensors())
+            merging.refuse_empty()
+            models.tokenizer.save_pretrained(context.output)
+            facts = models.facts
         _copy_configuration(context.model, context.output, remote)
-        tokenizer.save_pretrained(context.output)
-        parameters = sum(math.prod(fact.shape) for fact in facts.values())
-        metrics = {"merge/relative_distance": merging.distance}
+        metrics = merging.metrics()
         context.io.report(metrics)
-        context.io.log(f"{len(facts):,} tensors averaged, {weight:g} of the reference; relative distance {merging.distance:.3g}")
-        return StageResult(context.output, metrics, {"weight": weight, "tensors": len(facts), "parameters": parameters})
-
-
-def average(initial: torch.Tensor, reference: torch.Tensor, weight: float) -> torch.Tensor:
-    """``(1 - weight)·initial + weight·reference``, computed in float32, in the dtype of ``initial``.
-
-    Exact where the two agree and at weights 0 and 1.
-    """
-    return torch.lerp(initial.float(), reference.float(), weight).to(initial.dtype)
-
-
-def check_same_architecture(initial: PreTrainedConfig, reference: PreTrainedConfig) -> None:
-    """Refuse two configurations that differ in more than what a save leaves behind.
-
-    Raises:
-        ModelError: the first fields that differ, with both values.
-    """
-    mine, theirs = _architecture(initial.to_dict()), _architecture(reference.to_dict())
-    different = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
-    if different:
-        told = ", ".join(f"{name} {mine.get(name)!r} and {theirs.get(name)!r}" for name in different[:3])
-        raise ModelError(f"{_INITIAL} and {_REFERENCE} have different architectures: {told}")
+        context.io.log(f"{len(facts):,} tensors merged by {self._config.method}; {merging.summary()}")
+        parameters = sum(math.prod(fact.shape) for fact in facts.values())
+        return StageResult(context.output, metrics, {**merging.facts(), "tensors": len(facts), "parameters": parameters})
 
 
 class _Merging:
-    """The averaged tensors in order of names; afterwards ``distance`` is ‖reference − initial‖ / ‖initial‖ over all weights."""
+    """The merged tensors in order of names, and what was measured on the way."""
 
-    def __init__(
-        self, context: StageContext, initial: FolderWeights, second: FolderWeights, facts: Mapping[str, TensorFacts], weight: float
-    ):
-        self._context, self._initial, self._second, self._facts, self._weight = context, initial, second, facts, weight
-        self.distance = 0.0
+    def __init__(self, config: MergeConfig, models: Models, weights: Mapping[str, float], context: StageContext):
+        self._config, self._models, self._weights, self._io = config, models, weights, context.io
+        self._seed = context.seed
+        # Without names the initial model is one of the two that are merged.
+        self._takes_part = INITIAL in weights
+        self._others = [name for name in weights if name != INITIAL]
+        self._distances = Distances(INITIAL, self._others)
+        self._signs = Signs()
+        self._angles: list[float] = []
+        self._thresholds: dict[str, float] = {}
+        self._merged_apart = 0.0
 
-    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        apart = norm = 0.0
-        for done, name in enumerate(self._facts, start=1):
-            if self._context.io.should_stop():
-                raise Interrupted("stopped while merging; the stage starts again when the run is resumed")
-            mine, theirs = self._initial.read(name), self._second.read(name)
-            _check_finite(name, mine, _INITIAL)
-            _check_finite(name, theirs, _REFERENCE)
-            if mine.is_floating_point():
-                apart += float((theirs.double() - mine.double()).square().sum())
-                norm += float(mine.double().square().sum())
-                merged = average(mine, theirs, self._weight)
-                _check_finite(name, merged, "the merged model")
-            elif torch.equal(mine, theirs):
-                merged = mine
+    def prepare(self) -> None:
+        """What has to be known of whole models before the first tensor is merged."""
+        if self._config.method == "ties" and (self._config.trim or "model") == "model":
+            names = [name for name, fact in self._models.facts.items() if fact.floating]
+            for owner in self._others:
+                self._thresholds[owner] = self._threshold(owner, names)
+                self._io.log(f"{owner}: changes of {self._thresholds[owner]:.3g} and more are kept")
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for done, name in enumerate(self._models.facts, start=1):
+            _heed_stop(self._io)
+            tensors = {owner: self._models.read(owner, name) for owner in (INITIAL, *self._others)}
+            initial = tensors[INITIAL]
+            if initial.is_floating_point():
+                merged = self._merge(name, tensors)
+                check_finite(name, merged, "the merged model")
+            elif all(torch.equal(initial, tensor) for tensor in tensors.values()):
+                merged = initial
             else:
-                raise ModelError(f"tensor {name!r} holds whole numbers ({mine.dtype}) that differ between the models and have no average")
-            self._context.io.progress(done, len(self._facts), "tensors")
-            self.distance = math.sqrt(apart) / max(math.sqrt(norm), 1e-30)
+                raise ModelError(
+                    f"tensor {name!r} holds whole numbers ({initial.dtype}) that differ between the models: they have no average"
+                )
+            self._io.progress(done, len(self._models.facts), "tensors")
             yield name, merged.contiguous()
+
+    def _merge(self, name: str, tensors: Mapping[str, Tensor]) -> Tensor:
+        """A tensor merged piece by piece, and measured."""
+        initial = tensors[INITIAL]
+        flat = {owner: tensor.reshape(-1) for owner, tensor in tensors.items()}
+        theta = self._angle(flat) if self._config.method == "slerp" else 0.0
+        thresholds = self._thresholds
+        if self._config.method == "ties" and not thresholds:
+            thresholds = {owner: self._threshold(owner, [name]) for owner in self._others}
+        draws = {owner: torch.Generator().manual_seed(derive_seed(self._seed, "drop", owner, name)) for owner in self._others}
+        merged = torch.empty_like(flat[INITIAL])
+        for start in range(0, merged.numel(), PIECE):
+            pieces = {owner: tensor[start : start + PIECE].double() for owner, tensor in flat.items()}
+            made = self._formula(pieces, theta, thresholds, draws)
+            self._distances.add(pieces)
+            self._merged_apart += float((made - pieces[INITIAL]).square().sum())
+            merged[start : start + PIECE] = made.to(merged.dtype)
+        return merged.reshape(initial.shape)
+
+    def _formula(
+        self, pieces: Mapping[str, Tensor], theta: float, thresholds: Mapping[str, float], draws: Mapping[str, torch.Generator]
+    ) -> Tensor:
+        config, initial = self._config, pieces[INITIAL]
+        taking_part, weights = [pieces[owner] for owner in self._weights], list(self._weights.values())
+        scale = config.scale if config.scale is not None else 1.0
+        if config.method == "average":
+            return weighted_sum(taking_part, weights)
+        if config.method == "slerp":
+            return slerp(taking_part[0], taking_part[1], weights[1], theta)
+        if config.method == "task_arithmetic":
+            if config.drop is not None:
+                taking_part = [drop_and_rescale(initial, pieces[owner], config.drop, draws[owner]) for owner in self._weights]
+            return task_arithmetic(initial, taking_part, [scale * weight for weight in weights])
+        merged, kept, conflict = ties(initial, taking_part, weights, scale, [thresholds[owner] for owner in self._weights])
+        self._signs.add(kept, conflict)
+        return merged
+
+    def _angle(self, flat: Mapping[str, Tensor]) -> float:
+        theta = angle(*(flat[owner] for owner in self._weights))
+        self._angles.append(theta)
+        return theta
+
+    def _threshold(self, owner: str, names: list[str]) -> float:
+        """The magnitude from which on a change of the tensors ``names`` is among the share to be kept."""
+        count = sum(math.prod(self._models.facts[name].shape) for name in names)
+        if count == 0:
+            return 0.0
+
+        def magnitudes() -> Iterator[Tensor]:
+            for name in names:
+                _heed_stop(self._io)
+                initial, other = (self._models.read(which, name).reshape(-1) for which in (INITIAL, owner))
+                for start in range(0, initial.numel(), PIECE):
+                    piece = slice(start, start + PIECE)
+                    yield (other[piece].double() - initial[piece].double()).abs().float()
+
+        return magnitude_threshold(magnitudes, max(1, round(kept_share(self._config.density) * count)))
+
+    # What was measured
+
+    def refuse_empty(self) -> None:
+        """Errors: :class:`ModelError` where models have the same weights, so that there was nothing to merge."""
+        same = self._distances.same(list(self._weights))
+        if self._config.method in ("task_arithmetic", "ties"):
+            unchanged = [owner for owner in self._others if self._distances.same([INITIAL, owner])]
+            if unchanged:
+                raise ModelError(
+                    f"{unchanged[0]} has the weights of {INITIAL}, so there is no change of it to add; name another as `init:`"
+                )
+        elif same:
+            told, what = (f"{INITIAL} and {_REFERENCE}", "`reference:`") if self._takes_part else (", ".join(self._weights), "`models:`")
+            raise ModelError(f"{told} have the same weights, so there is nothing to merge; name another under {what}")
+        for one, two in self._distances.twins():
+            self._io.log(f"{one} and {two} have the same weights")
+
+    def metrics(self) -> dict[str, float]:
+        measured = {"merge/relative_distance": self._distances.largest(), "merge/relative_change": self._relative(self._merged_apart)}
+        if self._angles:
+            measured["merge/mean_angle"] = math.fsum(self._angles) / len(self._angles)
+        return {**measured, **self._signs.metrics()}
+
+    def facts(self) -> dict[str, object]:
+        facts: dict[str, object] = {"method": self._config.method, "distances": self._distances.to_json()}
+        if self._takes_part:
+            facts["weight"] = self._weights[_REFERENCE]
+        else:
+            facts["weights"] = dict(self._weights)
+        if self._angles:
+            facts["linear_tensors"] = sum(math.sin(theta) < NEARLY_PARALLEL for theta in self._angles)
+        return facts
+
+    def summary(self) -> str:
+        return ", ".join(f"{name.removeprefix('merge/').replace('_', ' ')} {value:.3g}" for name, value in self.metrics().items())
+
+    def _relative(self, square: float) -> float:
+        return math.sqrt(square) / max(self._distances.norm, 1e-30)
+
+
+def _called(role: str) -> str:
+    """What messages and facts call a model of the recipe's ``models``."""
+    return f"model {role!r}"
+
+
+def _weights(config: MergeConfig, roles: Sequence[str]) -> dict[str, float]:
+    """The weight of each model that is merged, in the order of their names; without names, the initial model's comes first."""
+    if not roles:
+        weight = config.weight if config.weight is not None else 0.5
+        return {INITIAL: 1 - weight, _REFERENCE: weight}
+    weights = {_called(role): config.weights.get(role, 1.0) for role in roles}
+    if config.method == "slerp" or (config.method == "average" and config.normalize is not False):
+        total = math.fsum(weights.values())
+        return {name: weight / total for name, weight in weights.items()}
+    return weights
 
 
 def _reference(context: StageContext) -> Path:
     if context.reference is None or context.reference.resolve() == context.model.resolve():
-        raise ModelError("stage 'merge' needs a second model: name one by `reference:` (champion, base, previous or stage:NAME)")
+        raise ModelError(
+            "stage 'merge' needs a second model: name one by `reference:` (champion, base, previous or stage:NAME), or several by `models:`"
+        )
     return context.reference
 
 
-def _config(folder: Path, remote: bool) -> PreTrainedConfig:
-    try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=remote)
-    except (ValueError, OSError, KeyError) as error:
-        raise ModelError(f"model folder {str(folder)!r} has no usable config.json: {error}") from error
-    return config
+def _heed_stop(io: StepIO) -> None:
+    if io.should_stop():
+        raise Interrupted("stopped while merging; the stage starts again when the run is resumed")
 
 
-def _architecture(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: _architecture(value) if isinstance(value, Mapping) else value for name, value in config.items() if name not in _INCIDENTAL
-    }
-
-
-def _tied_names(config: PreTrainedConfig, remote: bool) -> dict[str, str]:
-    """Names of the architecture's tensors that are another's, such as the LM head that is the embedding; no weights are made."""
-    with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=remote)  # type: ignore[no-untyped-call]
-    return dict(getattr(model, "all_tied_weights_keys", None) or {})
-
-
-def _common_tensors(initial: FolderWeights, second: FolderWeights) -> dict[str, TensorFacts]:
-    names = initial.names()
-    for name in sorted(set(names) ^ set(second.names())):
-        owner, without = (_INITIAL, _REFERENCE) if name in names else (_REFERENCE, _INITIAL)
-        raise ModelError(f"{owner} has tensor {name!r}, and {without} has none of that name")
-    facts = {name: initial.facts(name) for name in names}
-    for name, fact in facts.items():
-        shape = second.facts(name).shape
-        if shape != fact.shape:
-            raise ModelError(f"tensor {name!r} has shape {list(fact.shape)} in {_INITIAL} and {list(shape)} in {_REFERENCE}")
-    return facts
-
-
-def _check_finite(name: str, tensor: torch.Tensor, where: str) -> None:
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-        raise ModelError(f"{where} has non-finite weights in {name!r}")
-
-
-def _write(folder: Path, facts: Mapping[str, TensorFacts], tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
+def _write(folder: Path, facts: Mapping[str, TensorFacts], tensors: Iterator[tuple[str, Tensor]]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_shards(folder, facts, tensors)

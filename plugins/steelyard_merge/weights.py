@@ -36,6 +36,11 @@ class TensorFacts:
         """Bytes."""
         return math.prod(self.shape) * _BYTES.get(self.dtype, 8)
 
+    @property
+    def floating(self) -> bool:
+        """Whether it holds numbers that can be merged, and not whole ones."""
+        return self.dtype.startswith(("F", "BF"))
+
 
 class FolderWeights:
     """The tensors of a folder's safetensors files by name; a context manager that keeps the files open.

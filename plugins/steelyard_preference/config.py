@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -104,9 +104,9 @@ class KtoConfig(AnswerOptions, ReferenceOptions):
 
 
 class RewardModelConfig(TrainingOptions):
-    on_too_long: Literal["drop", "refuse"] = "drop"  # type: ignore[assignment]
+    on_too_long: Literal["drop", "refuse"] = "drop"
     """What becomes of a pair or list with an answer over `max_length`. Cutting is not offered: the score is read at the end."""
-    margin: float | Literal["column"] = Field(default=0.0, ge=0)
+    margin: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["column"] = 0.0
     """By how much the better score is to win: a number, or `column` for each pair's own number in the column `margin`."""
     ranked_weight: Literal["list", "pair"] = "list"
     """`list`: the pairs of a ranked list weigh as much together as one pair; `pair`: each weighs as one."""

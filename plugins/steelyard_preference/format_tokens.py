@@ -70,7 +70,7 @@ class FormatTokens:
 
     def _is_blank(self, token: int) -> bool:
         if token not in self._blank:
-            self._blank[token] = token not in self._special and not self._tokenizer.decode([token]).strip()
+            self._blank[token] = token not in self._special and not str(self._tokenizer.decode([token])).strip()
         return self._blank[token]
 
 

@@ -39,6 +39,7 @@ class _Labelled:
     prompt: list[dict[str, Any]]
     completion: list[dict[str, Any]]
     desirable: bool
+    source: str | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,18 +87,16 @@ class Kto:
             totals = count_targets(row for row, place in zip(rows, places, strict=True) if examples.desirable[place])
             tally = Tally()
             for batch in trainee.micro_batches(rows):
-                with memory_errors(padded_tokens=batch.padded_tokens, options=config):
+                with memory_errors(batch, config):
                     _backward(trainee, config, reference, examples, batch, places, totals, baseline, tally)
             metrics = tally.values()
-            loss = metrics.pop("loss")
-            # The ranks' metrics are added up, and the baseline is every rank's alike.
-            metrics["baseline"] = baseline if trainee.world.main else 0.0
             trainee.update(
-                loss,
+                metrics.pop("loss"),
                 tokens=sum(map(len, rows)),
                 trained_tokens=sum(row.targets for row in rows),
                 sequences=len(rows),
-                metrics={**{f"kto/{name}": value for name, value in metrics.items()}, "train/epoch": sampler.epoch(trainee.step + 1)},
+                metrics={f"kto/{name}": value for name, value in metrics.items()},
+                shared={"kto/baseline": baseline, "train/epoch": sampler.epoch(trainee.step + 1)},
             )
             trainee.rest(sampler.state(trainee.step))
         result = trainee.finish({**examples.facts, "reference": reference.facts})
@@ -112,7 +111,7 @@ def _baseline(trainee: Trainee, config: KtoConfig, answers: Answers, reference: 
     total = 0.0
     with torch.no_grad():
         for batch in trainee.micro_batches(answers.of(places)):
-            with memory_errors(padded_tokens=batch.padded_tokens, options=config), trainee.runtime.autocast():
+            with memory_errors(batch, config), trainee.runtime.autocast():
                 policy = answers.sums(trainee.model, batch, places).scored
             total += float((policy - reference.sums(batch, places)).double().sum())
     return kto_baseline(trainee.world.sum({"log_ratios": total})["log_ratios"], len(places))
@@ -158,17 +157,30 @@ def _backward(
 
 
 def _encode(trainee: Trainee, config: KtoConfig) -> _Examples:
-    labelled = [one for row in read_rows(trainee.dataset()) for one in _read(row)]
-    kept = [one for one in labelled if one.completion and one.completion[-1]["content"].strip()]
+    labelled: list[_Labelled] = []
+    identical = 0
+    for row in read_rows(trainee.dataset()):
+        found = list(_read(row))
+        if len(found) == 2 and found[0].completion == found[1].completion:
+            identical += 1
+        else:
+            labelled += found
+    kept = [one for one in labelled if one.completion and (one.completion[-1]["content"].strip() or one.completion[-1].get("tool_calls"))]
     empty = len(labelled) - len(kept)
     if not kept:
-        raise DataError(f"all {len(labelled):,} answers are empty; there is nothing to train")
+        raise DataError(f"there is nothing to train on: {empty:,} empty answers, {identical:,} pairs with the same answer on both sides")
     partners = _partners(kept)
-    own = _cached(trainee, config, "kto", lambda: (one.prompt + one.completion for one in kept), config.on_too_long)
+    sources = [one.source for one in kept]
+    own = _cached(trainee, config, "kto", lambda: (one.prompt + one.completion for one in kept), config.on_too_long, sources)
     # A mismatched answer may be too long where no example is: that costs the baseline one of its terms, and is no reason to refuse.
     too_long: OnTooLong = "truncate" if config.on_too_long == "truncate" else "drop"
     crossed = _cached(
-        trainee, config, "kto mismatched", lambda: (a.prompt + kept[b].completion for a, b in zip(kept, partners, strict=True)), too_long
+        trainee,
+        config,
+        "kto mismatched",
+        lambda: (a.prompt + kept[b].completion for a, b in zip(kept, partners, strict=True)),
+        too_long,
+        (),
     )
     rows = own.rows
     places = {row.index: len(rows) + place for place, row in enumerate(crossed.rows)}
@@ -180,6 +192,7 @@ def _encode(trainee: Trainee, config: KtoConfig) -> _Examples:
     facts = {
         "data": own.stats.to_json(),
         "empty_answers": empty,
+        "identical_pairs": identical,
         "desirable": sum(desirable),
         "undesirable": len(desirable) - sum(desirable),
         "mismatched": len(crossed.rows),
@@ -188,7 +201,12 @@ def _encode(trainee: Trainee, config: KtoConfig) -> _Examples:
 
 
 def _cached(
-    trainee: Trainee, config: KtoConfig, kind: str, conversations: Callable[[], Iterator[list[dict[str, Any]]]], on_too_long: OnTooLong
+    trainee: Trainee,
+    config: KtoConfig,
+    kind: str,
+    conversations: Callable[[], Iterator[list[dict[str, Any]]]],
+    on_too_long: OnTooLong,
+    sources: Sequence[str | None],
 ) -> EncodedChats:
     def encode() -> EncodedChats:
         return encode_chats(
@@ -197,6 +215,7 @@ def _cached(
             max_length=config.max_length,
             on_too_long=on_too_long,
             trained_turns=config.trained_turns,
+            sources=sources,
         )
 
     options = {"max_length": config.max_length, "on_too_long": on_too_long, "trained_turns": config.trained_turns, "rows": kind}
@@ -239,12 +258,12 @@ def _read(row: Row) -> Iterator[_Labelled]:
             raise DataError(f"{where} has the label {row['label']!r}, which is not true or false")
         if "completion" not in row:
             raise DataError(f"{where} has a label but no 'completion'; it has {', '.join(sorted(row))}")
-        yield _Labelled(prompt, _answer(prompt, row["completion"], where), row["label"])
+        yield _Labelled(prompt, _answer(prompt, row["completion"], where), row["label"], row.get("source"))
         return
     for name, desirable in (("chosen", True), ("rejected", False)):
         if not isinstance(row.get(name), list):
             raise DataError(f"{where} has neither 'label' nor messages under {name!r}; it has {', '.join(sorted(row))}")
-        yield _Labelled(prompt, _answer(prompt, row[name], where), desirable)
+        yield _Labelled(prompt, _answer(prompt, row[name], where), desirable, row.get("source"))
 
 
 def _answer(prompt: list[dict[str, Any]], completion: Any, where: str) -> list[dict[str, Any]]:

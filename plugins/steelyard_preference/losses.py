@@ -115,7 +115,7 @@ def orpo_loss(
     pairs: int,
 ) -> Loss:
     """ORPO's odds-ratio term: −λ log σ(log odds(y_c) − log odds(y_r)) with odds = P/(1 − P) and P = exp(log π(y)/|y|), the geometric mean
-    of the answer's token probabilities (Hong et al., arXiv 2403.07691, equations 4 to 7). The whole loss adds :func:`chosen_nll`.
+    of the answer's token probabilities (Hong et al., arXiv 2403.07691, section 4). The whole loss adds :func:`chosen_nll`.
 
     A P that rounds to 1 is held just below it, where the odds are finite.
 
@@ -145,7 +145,7 @@ def kto_loss(
     desirable_rows: int,
 ) -> Loss:
     """Kahneman–Tversky optimisation: the mean over answers of λ_D (1 − σ(β (Δ − z))) where desirable and λ_U (1 − σ(β (z − Δ))) where
-    undesirable (Ethayarajh et al., arXiv 2402.01306, equation 8).
+    undesirable (Ethayarajh et al., arXiv 2402.01306, equation 7).
 
     Args:
         policy, reference: (B,) log-probabilities summed over the scored tokens.
@@ -159,15 +159,15 @@ def kto_loss(
         means of β·Δ over the step's answers of that label, where it has any.
     """
     delta = policy - reference.detach()
-    sign = torch.where(desirable, 1.0, -1.0).to(delta.dtype)
-    weight = torch.where(desirable, desirable_weight, undesirable_weight).to(delta.dtype)
+    good = desirable.to(delta.dtype)
+    sign, weight = 2 * good - 1, desirable_weight * good + undesirable_weight * (1 - good)
     value = (weight * torch.sigmoid(-beta * sign * (delta - baseline))).sum() / rows
     with torch.no_grad():
         metrics = {"accuracy": _wins(sign * (delta - baseline)).sum() / rows}
         if desirable_rows:
-            metrics["desirable_reward"] = beta * delta[desirable].sum() / desirable_rows
+            metrics["desirable_reward"] = beta * (good * delta).sum() / desirable_rows
         if rows > desirable_rows:
-            metrics["undesirable_reward"] = beta * delta[~desirable].sum() / (rows - desirable_rows)
+            metrics["undesirable_reward"] = beta * ((1 - good) * delta).sum() / (rows - desirable_rows)
     return Loss(value, metrics)
 
 
@@ -184,7 +184,7 @@ def chosen_nll(logprobs: torch.Tensor, tokens: torch.Tensor, *, reduction: Reduc
         Over all chosen tokens of the step.
     ``sequence_mean``
         Each answer's mean over its tokens, then the mean over the step's answers, as in iterative reasoning preference optimisation
-        (Pang et al., arXiv 2404.19733, equation 2).
+        (Pang et al., arXiv 2404.19733, section 2).
     ``sum``
         Undivided.
 

@@ -12,7 +12,7 @@ import torch
 from steelyard.errors import DataError
 from steelyard.protocols import StageContext
 from steelyard.records import StageResult
-from steelyard.rows import read_rows
+from steelyard.rows import read_rows, row_sources
 from steelyard_preference.answers import Answers, Tally
 from steelyard_preference.config import DpoConfig, OrpoConfig, SimpoConfig
 from steelyard_preference.losses import chosen_nll
@@ -72,7 +72,7 @@ def train_on_pairs(
         totals = count_targets(rows[::2])
         tally = Tally()
         for batch in trainee.micro_batches(rows, groups=[place // 2 for place in places]):
-            with memory_errors(padded_tokens=batch.padded_tokens, options=config):
+            with memory_errors(batch, config):
                 _backward(trainee, config, loss, reference, answers, batch, places, totals, tally)
         metrics = tally.values()
         trainee.update(
@@ -80,7 +80,8 @@ def train_on_pairs(
             tokens=sum(map(len, rows)),
             trained_tokens=sum(row.targets for row in rows),
             sequences=len(rows),
-            metrics={**{f"{kind}/{name}": value for name, value in metrics.items()}, "train/epoch": sampler.epoch(trainee.step + 1)},
+            metrics={f"{kind}/{name}": value for name, value in metrics.items()},
+            shared={"train/epoch": sampler.epoch(trainee.step + 1)},
         )
         trainee.rest(sampler.state(trainee.step))
     facts = {"data": encoded.stats.to_json(), "pairs": len(pairs), **({"reference": reference.facts} if reference else {})}
@@ -150,6 +151,7 @@ def _encode(trainee: Trainee, config: DpoConfig | SimpoConfig | OrpoConfig) -> E
             max_length=config.max_length,
             on_too_long=config.on_too_long,
             trained_turns=config.trained_turns,
+            sources=row_sources(folder),
         )
 
     options = {"max_length": config.max_length, "on_too_long": config.on_too_long, "trained_turns": config.trained_turns}

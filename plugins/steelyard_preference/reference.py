@@ -97,11 +97,12 @@ def _kept(
     facts: dict[str, Any],
     rows: str,
 ) -> _Kept:
-    options = ("max_length", "on_too_long", "trained_turns", "precision", "mask_format_tokens")
+    options = ("max_length", "on_too_long", "trained_turns", "mask_format_tokens")
     told = {
         **facts,
         "config_sha256": file_sha256(folder / "config.json"),
         "rows": rows,
+        **trainee.reference_facts(),
         **{name: getattr(config, name) for name in options},
     }
     path = trainee.context.cache / "reference-logprobs" / f"{cache_key(trainee.dataset(), trainee.tokenizer, told)}.safetensors"
@@ -120,20 +121,20 @@ def _kept(
 def _score(trainee: Trainee, config: AnswerOptions, answers: Answers, groups: Sequence[int]) -> npt.NDArray[np.float32]:
     """(answers,) summed log-probabilities under the reference; the ranks share the work."""
     model = trainee.load_reference()
-    own = np.zeros(len(answers.rows), np.float64)
+    own: dict[int, float] = {}
     done = 0
     with torch.no_grad():
         for places in _chunks(answers, groups):
             if trainee.world.from_main(trainee.context.io.should_stop()):
                 raise Interrupted("stopped while scoring the reference model; a resumed run scores it anew")
             for batch in trainee.micro_batches(answers.of(places), groups=[groups[place] for place in places]):
-                with memory_errors(padded_tokens=batch.padded_tokens, options=config), trainee.runtime.autocast():
-                    found = answers.sums(model, batch, places).scored
-                own[[places[position] for position in batch.order]] = found.double().cpu().numpy()
+                with memory_errors(batch, config), trainee.runtime.autocast():
+                    found = answers.sums(model, batch, places).scored.tolist()
+                own |= {places[position]: value for position, value in zip(batch.order, found, strict=True)}
             done += len(places)
-            trainee.context.io.progress(done, len(own), "answers", "reference log-probabilities")
-    gathered = trainee.world.sum({str(place): float(value) for place, value in enumerate(own)})
-    return np.fromiter(gathered.values(), np.float32, len(own))
+            trainee.context.io.progress(done, len(answers.rows), "answers", "reference log-probabilities")
+    every = trainee.world.merged(own)
+    return np.array([every[place] for place in range(len(answers.rows))], np.float32)
 
 
 def _chunks(answers: Answers, groups: Sequence[int]) -> list[list[int]]:

@@ -6,8 +6,10 @@ puts behind it): where transformers' own sequence classifiers, and with them the
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator, Sequence
+import types
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +17,9 @@ from typing import Any, cast
 import numpy as np
 import torch
 from safetensors import SafetensorError
+from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from steelyard.errors import ModelError
 from steelyard.protocols import StageContext
@@ -30,6 +34,7 @@ from steelyard_torch.batching import MicroBatch, StepSampler
 from steelyard_torch.encoding import EncodedRow
 from steelyard_torch.head import last_states
 from steelyard_torch.models import check_finite, check_model_folder
+from steelyard_torch.sharding import is_sharded
 from steelyard_torch.trainee import Trainee, memory_errors
 
 __all__ = ["RewardModel", "load_scorer"]
@@ -48,6 +53,7 @@ class RewardModel:
     def run(self, context: StageContext) -> StageResult:
         config = self._config
         trainee = Trainee(context, config, dropout=False, load=load_scorer)
+        scoring = _Scoring(trainee)
         rankings, stats = _encode(trainee, config)
         context.io.log(stats.describe())
         training, heldout = split_by_prompt(rankings, heldout=config.heldout, seed=derive_seed(context.seed, "held out"))
@@ -68,21 +74,19 @@ class RewardModel:
             pairs = _pairs(step, config)
             tally = Tally()
             for batch in trainee.micro_batches(rows, groups=groups):
-                with memory_errors(padded_tokens=batch.padded_tokens, options=config):
-                    _backward(trainee, config, batch, pairs, tally)
+                with memory_errors(batch, config):
+                    _backward(scoring, config, batch, pairs, tally)
             metrics = tally.values()
             trainee.update(
                 metrics.pop("loss"),
                 tokens=sum(map(len, rows)),
                 trained_tokens=len(rows),
                 sequences=len(rows),
-                metrics={
-                    **{f"reward_model/{name}": value for name, value in metrics.items()},
-                    "train/epoch": sampler.epoch(trainee.step + 1),
-                },
+                metrics={f"reward_model/{name}": value for name, value in metrics.items()},
+                shared={"train/epoch": sampler.epoch(trainee.step + 1)},
             )
             trainee.rest(sampler.state(trainee.step))
-        return trainee.finish({"data": stats.to_json(), "lists": len(training), "heldout": _measure(trainee, config, heldout)})
+        return trainee.finish({"data": stats.to_json(), "lists": len(training), "heldout": _measure(trainee, scoring, config, heldout)})
 
 
 def load_scorer(
@@ -98,6 +102,9 @@ def load_scorer(
             non-finite weights.
     """
     check_model_folder(folder, allow_remote_code=allow_remote_code)
+    verbosity = transformers_logging.get_verbosity()
+    # That the head is missing is the point, and no warning is due; what else is amiss is told below.
+    transformers_logging.set_verbosity_error()
     try:
         loaded: Any = AutoModelForSequenceClassification.from_pretrained(
             folder,
@@ -112,6 +119,8 @@ def load_scorer(
         raise ModelError(f"model folder {str(folder)!r} has a torn or invalid safetensors file: {error}") from error
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         raise ModelError(f"model folder {str(folder)!r} cannot become a reward model: {error}") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
     model: PreTrainedModel
     model, loading = loaded
     head = getattr(model, _HEAD, None)
@@ -158,17 +167,35 @@ def _answers(rankings: Sequence[EncodedRanking]) -> tuple[list[EncodedRow], list
     return rows, [number for number, ranking in enumerate(rankings) for _ in ranking.answers]
 
 
-def _scores(trainee: Trainee, batch: MicroBatch) -> torch.Tensor:
-    """(B,) float32."""
-    with trainee.runtime.autocast():
-        states = last_states(trainee.model, batch)
-    head = cast("torch.nn.Linear", trainee.model.get_submodule(_HEAD))
-    return torch.nn.functional.linear(states.float(), head.weight.float()).squeeze(-1)
+def _row_scores(model: PreTrainedModel, batch: MicroBatch) -> torch.Tensor:
+    """(B,) float32, as one forward pass of the model."""
+    head = cast("torch.nn.Linear", model.get_submodule(_HEAD))
+    states = last_states(model, batch).float()
+    with torch.autocast(states.device.type, enabled=False):
+        return torch.nn.functional.linear(states, head.weight.float()).squeeze(-1)
 
 
-def _backward(trainee: Trainee, config: RewardModelConfig, batch: MicroBatch, pairs: Sequence[_Pair], tally: Tally) -> None:
+class _Scoring:
+    """The trainee's scores of the rows of micro-batches."""
+
+    def __init__(self, trainee: Trainee):
+        self._trainee = trainee
+        self._forward: Callable[[MicroBatch], torch.Tensor] = functools.partial(_row_scores, trainee.model)
+        if is_sharded(trainee.model):
+            # A forward pass of the sharded model itself, so that the weights are gathered for it.
+            model = cast("Any", trainee.model)
+            model.row_scores = types.MethodType(_row_scores, model)
+            register_fsdp_forward_method(model, "row_scores")
+            self._forward = model.row_scores
+
+    def __call__(self, batch: MicroBatch) -> torch.Tensor:
+        with memory_errors(batch, self._trainee.options), self._trainee.runtime.autocast():
+            return self._forward(batch)
+
+
+def _backward(scoring: _Scoring, config: RewardModelConfig, batch: MicroBatch, pairs: Sequence[_Pair], tally: Tally) -> None:
     """Loss and gradients of one micro-batch of a step with these pairs; of one without rows, zeros."""
-    scores = _scores(trainee, batch)
+    scores = scoring(batch)
     row = {position: number for number, position in enumerate(batch.order)}
     mine = [pair for pair in pairs if pair.better in row]
     better, worse = (
@@ -189,31 +216,30 @@ def _backward(trainee: Trainee, config: RewardModelConfig, batch: MicroBatch, pa
         tally.add(name, amount)
 
 
-def _measure(trainee: Trainee, config: RewardModelConfig, rankings: Sequence[EncodedRanking]) -> dict[str, Any]:
+def _measure(trainee: Trainee, scoring: _Scoring, config: RewardModelConfig, rankings: Sequence[EncodedRanking]) -> dict[str, Any]:
     """What the record says of the lists that were held out; the ranks share the work."""
     if not rankings:
         return {"lists": 0}
     rows, groups = _answers(rankings)
-    own = np.zeros(len(rows), np.float64)
+    own: dict[int, float] = {}
     trainee.model.train(False)
     for start, stop in _spans(groups):
         with torch.no_grad():
             for batch in trainee.micro_batches(rows[start:stop], groups=groups[start:stop]):
-                with memory_errors(padded_tokens=batch.padded_tokens, options=config):
-                    own[[start + position for position in batch.order]] = _scores(trainee, batch).double().cpu().numpy()
+                scores = scoring(batch).tolist()
+                own |= {start + position: score for position, score in zip(batch.order, scores, strict=True)}
         trainee.context.io.progress(stop, len(rows), "answers", "held-out accuracy")
-    gathered = trainee.world.sum({str(place): float(value) for place, value in enumerate(own)})
-    scores = np.fromiter(gathered.values(), np.float64, len(own))
+    every = trainee.world.merged(own)
     pairs = _pairs(rankings, config)
-    found = calibration(scores[[pair.better for pair in pairs]], scores[[pair.worse for pair in pairs]])
+    found = calibration(np.array([every[pair.better] for pair in pairs]), np.array([every[pair.worse] for pair in pairs]))
     trainee.context.io.log(
         f"held out: {found.accuracy:.1%} of {found.pairs:,} pairs right, log loss {found.log_loss:.3f}, calibration error {found.ece:.3f}"
     )
     return {
         "lists": len(rankings),
         "prompts": len({ranking.prompt for ranking in rankings}),
-        "score_mean": float(scores.mean()),
-        "score_std": float(scores.std()),
+        "score_mean": float(np.mean(list(every.values()))),
+        "score_std": float(np.std(list(every.values()))),
         **found.to_json(),
     }
 

@@ -79,8 +79,8 @@ def group_advantages(
 
 
 def discounted_advantages(rewards: torch.Tensor, values: torch.Tensor, *, gamma: float, lam: float) -> torch.Tensor:
-    """Generalised advantage estimates of an answer's T tokens: A_t = Σ_l (γλ)^l δ_{t+l} with δ_t = r_t + γ V_{t+1} − V_t and V = 0 after the
-    last token (Schulman et al., arXiv 1506.02438, equation 16). With V = 0 and λ = 1 they are the discounted rewards to go.
+    """Generalised advantage estimates of an answer's T tokens: A_t = Σ_l (γλ)^l δ_{t+l} with δ_t = r_t + γ V_{t+1} − V_t and V = 0 after
+    the last token (Schulman et al., arXiv 1506.02438, equation 16). With V = 0 and λ = 1 they are the discounted rewards to go.
 
     Args:
         rewards, values: (T,).
@@ -121,8 +121,8 @@ def rollout_advantages(
 ) -> list[torch.Tensor]:
     """The advantage of every trained token of a rollout step.
 
-    Answers that are credited as a whole get the group's advantage on all their tokens; where tokens have advantages of their own, the reward
-    falls to the last trained token (Tülu 3, arXiv 2411.15124, section 6) and the rest is :func:`discounted_advantages`.
+    Answers that are credited as a whole get the group's advantage on all their tokens; where tokens have advantages of their own, the
+    reward falls to the last trained token (Tülu 3, arXiv 2411.15124, section 6) and the rest is :func:`discounted_advantages`.
 
     Args:
         rewards: of each group's answers.

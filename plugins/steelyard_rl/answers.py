@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from steelyard.errors import EngineError
 from steelyard.protocols import Engine
@@ -16,7 +16,8 @@ from steelyard_rl.rollout_options import RolloutOptions
 __all__ = ["Answer", "Draft", "Taken", "write_on"]
 
 
-class Taken(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Taken:
     """A prompt, and where it came from."""
 
     prompt: Prompt

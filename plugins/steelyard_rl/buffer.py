@@ -133,7 +133,7 @@ def _read_group(saved: Mapping[str, Any], taken: Taken) -> Group:
         outcome, score, detail = one["verdict"]
         rollouts.append(Rollout(taken.prompt, completion, Verdict(Outcome(outcome), score, detail), one["reward"]))
     masks = [None if mask is None else _unpacked(mask, "|b1") for mask in saved["masks"]]
-    segments = [tuple((version, count) for version, count in of_answer) for of_answer in saved["segments"]]
+    segments = tuple(tuple((version, count) for version, count in of_answer) for of_answer in saved["segments"])
     return Group(rollouts, masks, segments, (taken.position, taken.index))
 
 

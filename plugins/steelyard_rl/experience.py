@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 
 from steelyard.errors import EngineError
 from steelyard_rl.advantages import rollout_advantages, whiten
+from steelyard_rl.buffer import Group
 from steelyard_rl.config import RlConfig
 from steelyard_rl.losses import divergence
-from steelyard_rl.buffer import Group
 from steelyard_torch.encoding import EncodedRow, encode_rollout
 from steelyard_torch.head import split_by_row, token_logprobs
 from steelyard_torch.trainee import Trainee, memory_errors
@@ -100,8 +100,8 @@ class Experience:
         self.advantages = [own.float() for own in made]
 
     def keep_old(self, place: int, computed: torch.Tensor) -> torch.Tensor:
-        """Take the trainer's log-probabilities of a row as those its ratios are against; a token that older weights sampled keeps those it was
-        sampled with, since that is the policy it came from."""
+        """Take the trainer's log-probabilities of a row as those its ratios are against; a token that older weights sampled keeps those it
+        was sampled with, since that is the policy it came from."""
         if place in self.stale:
             assert self.sampled is not None
             computed = torch.where(self.stale[place], self.sampled[place], computed)
@@ -116,8 +116,8 @@ def _kept(values: Sequence[Any] | None, trained: Sequence[bool], dtype: torch.dt
 
 
 def minibatches(groups: int, *, parts: int, epochs: int, seed: int) -> list[list[list[int]]]:
-    """For every epoch the groups of each optimiser step: whole groups in ``parts`` of nearly equal number, fewer when there are fewer groups,
-    drawn anew by ``seed`` in each epoch. One part keeps the order they came in."""
+    """For every epoch the groups of each optimiser step: whole groups in ``parts`` of nearly equal number, fewer when there are fewer
+    groups, drawn anew by ``seed`` in each epoch. One part keeps the order they came in."""
     parts = min(parts, groups)
     ends = [round(groups * (i + 1) / parts) for i in range(parts)]
     made = []
@@ -138,7 +138,7 @@ def score(
     rows, groups = [experience.rows[place] for place in places], [experience.prompts[place] for place in places]
     with torch.no_grad():
         for batch in trainee.micro_batches(rows, groups=groups, whole=False):
-            with memory_errors(padded_tokens=batch.padded_tokens, options=config), trainee.runtime.autocast():
+            with memory_errors(batch, config), trainee.runtime.autocast():
                 scores = token_logprobs(model, batch, temperature=config.temperature, fp32_head=config.fp32_head)
             for place, values in zip(batch.order, split_by_row(scores.logprobs.cpu(), scores.rows.cpu(), scores.n_rows), strict=True):
                 found[places[place]] = values

@@ -1,7 +1,7 @@
 """Policy and value losses as pure tensor functions.
 
-Notation: N trained tokens in the micro-batch, R its rows; ``rows`` (N,) is the row of each token. Log-probabilities are natural logarithms at
-the temperature of sampling. Every normaliser is counted over the whole optimiser step and given as a weight, so that values, metrics
+Notation: N trained tokens in the micro-batch, R its rows; ``rows`` (N,) is the row of each token. Log-probabilities are natural logarithms
+at the temperature of sampling. Every normaliser is counted over the whole optimiser step and given as a weight, so that values, metrics
 and gradients of micro-batches and of ranks add up to the step's own.
 """
 
@@ -107,13 +107,13 @@ def policy_loss(
 
     ``clip``
         −min(r A, clip(r, 1 − low, 1 + high) A), and for A < 0 no more than −c A (dual clip, Ye et al., arXiv 1912.09729). Sources: PPO,
-        arXiv 1707.06347, equation 7; GRPO, arXiv 2402.03300, equation 3; two widths, DAPO, arXiv 2503.14476, section 3.1; r of whole sequences,
-        GSPO, arXiv 2507.18071, equations 5 and 7.
+        arXiv 1707.06347, equation 7; GRPO, arXiv 2402.03300, equation 3; two widths, DAPO, arXiv 2503.14476, section 3.1; r of whole
+        sequences, GSPO, arXiv 2507.18071, equations 5 and 7.
     ``cispo``
         −sg[clip(r)] A log π (MiniMax-M1, arXiv 2506.13585, equation 4), the upper bound 1 + high or a cap on r itself.
     ``mirror_descent``
-        For a whole answer with l = Σ_t log π/π_old: −A l + τ l²/2, which is (A − τ l)²/(2τ) less its value at l = 0. Its gradient is that of
-        Kimi k1.5, arXiv 2501.12599, section 2.3.2, equation 3.
+        For a whole answer with l = Σ_t log π/π_old: −A l + τ l²/2, which is (A − τ l)²/(2τ) less its value at l = 0. Its gradient is that
+        of Kimi k1.5, arXiv 2501.12599, section 2.3.2, equation 3.
 
     c is the correction for the engine's probabilities and 0 for an answer that is left out as off-policy; KL is :func:`divergence`.
 
@@ -123,8 +123,9 @@ def policy_loss(
         entropy_coefficient: η now, where it is steered to a target.
 
     Returns:
-        Metrics, token means over the step: ``clip_fraction`` (a bound takes effect), ``ratio_mean``, ``approx_kl`` (k3 of the old policy), ``kl``
-        (k3 of the reference), ``policy_entropy``, ``correction_mean``, ``correction_limited`` (the share that a bound held or dropped) and
+        Metrics, token means over the step: ``clip_fraction`` (a bound takes effect), ``ratio_mean``, ``approx_kl`` (k3 of the old policy),
+        ``kl`` (k3 of the reference), ``policy_entropy``, ``correction_mean``, ``correction_limited`` (the share that a bound held or
+        dropped) and
         ``off_policy_dropped``.
     """
     log_ratio = (tokens.logprobs - tokens.old.detach()).clamp(-_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO)
@@ -222,10 +223,11 @@ def correction_weights(
     level: Literal["token", "sequence", "geometric"],
     bounds: tuple[float, float],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Importance weights for samples of an engine whose probabilities are not quite the trainer's: w = π_trainer/π_engine of the token, of the
-    whole answer, or its geometric mean; ``truncate`` holds it within ``bounds``, ``mask`` makes it 0 outside of them.
+    """Importance weights for samples of an engine whose probabilities are not quite the trainer's: w = π_trainer/π_engine of the token, of
+    the whole answer, or its geometric mean; ``truncate`` holds it within ``bounds``, ``mask`` makes it 0 outside of them.
 
-    Yao et al., "Your efficient RL framework secretly brings you off-policy RL training" (2025), who truncate at 2; the masked form of IcePop.
+    Yao et al., "Your efficient RL framework secretly brings you off-policy RL training" (2025), who truncate at 2; the masked form of
+    IcePop.
 
     Returns:
         The weights (N,) and whether a bound took effect (N,); no gradient.

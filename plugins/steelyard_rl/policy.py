@@ -7,7 +7,7 @@ on the policy loss. What is sampled is in `rollouts.py`; advantages, losses and 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from steelyard.errors import TrainingError
 from steelyard.protocols import Engine, StageContext
@@ -62,7 +62,7 @@ class _Work:
         prepare(
             self._trainee,
             self._config,
-            self._engine,
+            cast("Engine", self._engine),  # of other ranks nobody asks for it
             self.pool,
             lambda: self._trainee.rest({**position, "pool": self.pool.state()}),
         )

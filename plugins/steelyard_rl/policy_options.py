@@ -41,8 +41,8 @@ class PolicyOptions(BaseModel):
     objective: Literal["clip", "cispo", "mirror_descent"] = "clip"
     """−min(r A, clip(r) A); −sg[clip(r)] A log π, which keeps every token's gradient; or the squared surrogate of a whole answer."""
     importance: Literal["token", "sequence", "sequence_token", "trajectory"] = "token"
-    """What the ratio r of new to old probability is of: a token; the answer's geometric mean (GSPO); the same in value, but with each token's own
-    gradient (GSPO-token); or the whole answer, the product of its tokens' (RLOO)."""
+    """What the ratio r of new to old probability is of: a token; the answer's geometric mean (GSPO); the same in value, but with each
+    token's own gradient (GSPO-token); or the whole answer, the product of its tokens' (RLOO)."""
     clip_low: float | None = Field(default=0.2, gt=0)
     """How far below 1 the ratio still earns; null does not clip there."""
     clip_high: float | None = Field(default=0.2, gt=0)
@@ -58,9 +58,9 @@ class PolicyOptions(BaseModel):
     """Mean over sequences of token means (GRPO); mean over tokens (DAPO); mean over sequences of token sums over a constant length
     (Dr. GRPO); mean over prompts of the mean over their tokens."""
     loss_scope: Literal["step", "micro_batch"] = "step"
-    """Over what `token_mean` is taken: the optimiser step, whatever its cut into micro-batches and ranks; or each micro-batch, whose means are
-    then averaged. The latter makes the result depend on `micro_batch_tokens`, and weighs tokens by how few there are in their micro-batch;
-    some published runs did it."""
+    """Over what `token_mean` is taken: the optimiser step, whatever its cut into micro-batches and ranks; or each micro-batch, whose means
+    are then averaged. The latter makes the result depend on `micro_batch_tokens`, and weighs tokens by how few there are in their
+    micro-batch; some published runs did it."""
     constant_length: int | None = Field(default=None, gt=0)
     """The length that `constant` divides by; `max_new_tokens` unless given."""
 
@@ -83,8 +83,8 @@ class PolicyOptions(BaseModel):
     entropy_coefficient: float = Field(default=0.0, ge=0)
     """Weight of the tokens' mean entropy in the loss, which keeps it up."""
     entropy_target: float | None = Field(default=None, gt=0)
-    """Entropy in nats to be steered to: the coefficient grows by `entropy_change` after an optimiser step below it and falls after one above
-    it, and counts only below it (Skywork-OR1)."""
+    """Entropy in nats to be steered to: the coefficient grows by `entropy_change` after an optimiser step below it and falls after one
+    above it, and counts only below it (Skywork-OR1)."""
     entropy_change: float = Field(default=0.005, gt=0)
     """The change of the coefficient from one optimiser step to the next, where there is a target."""
 
@@ -100,8 +100,8 @@ class PolicyOptions(BaseModel):
     """Leave out answers with a negative advantage whose mean log-ratio of sampling to current probability is above this (DeepSeek-V3.2)."""
 
     minibatches: int = Field(default=1, gt=0)
-    """Parts of a rollout step's groups, drawn by the seed, each trained on in an optimiser step of its own; above 1 the later ones are off-policy
-    and clipped."""
+    """Parts of a rollout step's groups, drawn by the seed, each trained on in an optimiser step of its own; above 1 the later ones are
+    off-policy and clipped."""
     epochs: int = Field(default=1, gt=0)
     """Passes over a rollout step's groups, each in other parts."""
     reset_optimiser: bool = False
@@ -143,7 +143,8 @@ class PolicyOptions(BaseModel):
             raise ValueError("objective 'cispo' needs an upper bound: clip_high (above 1) or ratio_cap (of the ratio itself), not both")
         if self.objective == "cispo" and self.importance in {"sequence_token", "trajectory"}:
             raise ValueError(
-                f"objective 'cispo' weighs log-probabilities by a ratio without gradient, of a token or sequence: importance is {self.importance!r}"
+                f"objective 'cispo' weighs log-probabilities by a ratio without gradient, so importance is "
+                f"'token' or 'sequence', not {self.importance!r}"
             )
         if self.clip_low is not None and self.clip_low > 1:
             raise ValueError(f"clip_low {self.clip_low!r} is more than 1, below which no ratio falls; say null for no clip")
@@ -154,6 +155,8 @@ class PolicyOptions(BaseModel):
             raise ValueError("mirror_descent and log_partition need a tau; none is published, and longer answers need a smaller one")
         if self.objective == "mirror_descent" and (self.per_token or self.whiten):
             raise ValueError("objective 'mirror_descent' takes one advantage an answer: not `none` or `gae`, and no whitening of tokens")
+        if self.objective == "mirror_descent" and self.correction != "none" and self.correction_level == "token":
+            raise ValueError("objective 'mirror_descent' is of whole answers, so its correction needs correction_level 'sequence' or 'geometric'")
         if self.per_token and self.scale_by_std:
             raise ValueError(
                 f"scale_by_std is of groups, and advantage is {self.advantage!r}; say scale_by_std: false, and perhaps whiten: true"

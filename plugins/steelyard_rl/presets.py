@@ -10,7 +10,8 @@ __all__ = ["GIVES_WAY", "PRESETS", "Preset"]
 Preset = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce_pp", "ppo", "mirror_descent"]
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    # Shao et al., arXiv 2402.03300, equation 3. The dials' own defaults; its β of 0.04 is for the recipe to set, since it costs a reference.
+    # Shao et al., arXiv 2402.03300, equation 3. The dials' own defaults; its β of 0.04 is for the recipe to set, since it costs a
+    # reference.
     "grpo": {},
     # Liu et al., arXiv 2503.20783, section 3.2.
     "dr_grpo": {"scale_by_std": False, "loss_reduction": "constant"},
@@ -18,7 +19,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "dapo": {"clip_low": 0.2, "clip_high": 0.28, "loss_reduction": "token_mean", "drop_without_signal": True, "truncated": "keep"},
     # Zheng et al., arXiv 2507.18071, equation 5 and section 5.1.
     "gspo": {"importance": "sequence", "clip_low": 3e-4, "clip_high": 4e-4, "loss_reduction": "sequence_mean", "minibatches": 4},
-    # MiniMax-M1, arXiv 2506.13585, section 3.1: no lower bound, float32 head. Its upper bound is not published; 5 is ScaleRL's absolute cap.
+    # MiniMax-M1, arXiv 2506.13585, section 3.1: no lower bound, float32 head. Its upper bound is not published; 5 is ScaleRL's absolute
+    # cap.
     "cispo": {
         "objective": "cispo",
         "clip_low": None,

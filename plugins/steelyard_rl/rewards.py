@@ -70,7 +70,7 @@ def combined_score(options: RewardOptions | None, scores: Mapping[str, float]) -
         if not 0 <= scores[name] <= 1:
             raise VerifierError(f"reward.order takes scores from 0 to 1, and {name!r} gave {scores[name]!r}; use reward.weights")
         number = number * options.levels + math.floor(scores[name] * (options.levels - 1) + 0.5)
-    return float(number) / (options.levels ** len(names) - 1)
+    return number / float(options.levels ** len(names) - 1)
 
 
 def shaped(shapers: Sequence[Shaper], config: RolloutOptions, group: Sequence[Judged]) -> list[Rollout]:

@@ -242,7 +242,7 @@ class _Work:
             self._pool.curriculum.rates.add(draft.taken.index, rate, len(rollouts))
         masks = [_mask(config, one) for one in scored]
         if _teaches(config, harvest, rollouts, masks):
-            segments = [one.segments if len(one.segments) > 1 else () for one in scored]
+            segments = tuple(one.segments if len(one.segments) > 1 else () for one in scored)
             origin = (draft.taken.position, draft.taken.index)
             harvest.groups.append(Group(rollouts, masks, segments if any(segments) else (), origin))
         else:

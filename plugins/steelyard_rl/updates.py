@@ -48,8 +48,8 @@ class Learner:
                 self._value.restore(state["value"])
 
     def learn(self, groups: Sequence[Group], *, step: int, version: int, metrics: Mapping[str, float]) -> None:
-        """Train on a rollout step's groups, which weights of this ``version`` sampled last. ``metrics`` of its sampling are reported with each
-        optimiser step."""
+        """Train on a rollout step's groups, which weights of this ``version`` sampled last. ``metrics`` of its sampling are reported with
+        each optimiser step."""
         config, trainee = self._config, self._trainee
         self._begin_step()
         experience = Experience.of(groups, version=version)
@@ -146,7 +146,7 @@ class Learner:
     def _backward(self, part: _Part, batch: MicroBatch, *, first: bool) -> None:
         """A micro-batch's gradients, and what it adds to the step's sums."""
         config, trainee, experience = self._config, self._trainee, part.experience
-        with memory_errors(padded_tokens=batch.padded_tokens, options=config):
+        with memory_errors(batch, config):
             with trainee.runtime.autocast():
                 scores = token_logprobs(
                     trainee.model, batch, temperature=config.temperature, entropy=self._entropy.is_on, fp32_head=config.fp32_head
@@ -180,7 +180,7 @@ class Learner:
     def _value_backward(self, part: _Part, batch: MicroBatch) -> None:
         assert self._value is not None
         config, experience = self._config, part.experience
-        with memory_errors(padded_tokens=batch.padded_tokens, options=config):
+        with memory_errors(batch, config):
             loss = value_loss(
                 self._value.values(batch),
                 part.gathered(batch, experience.values),

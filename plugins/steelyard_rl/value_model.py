@@ -42,7 +42,7 @@ class ValueModel:
             # A forward pass of the sharded model itself, so that the weights are gathered for it.
             self.model.foresee = types.MethodType(_values, self.model)  # type: ignore[assignment]
             register_fsdp_forward_method(self.model, "foresee")
-            self._forward = self.model.foresee
+            self._forward = getattr(self.model, "foresee")  # noqa: B009 - bound just now
         self._peak = config.value_lr or config.lr
         self.optimizer = adamw(self.model, lr=self._peak, weight_decay=config.weight_decay, betas=config.betas, eps=config.adam_eps)
         self._guard = NonFiniteGuard(config.max_non_finite)
@@ -58,7 +58,7 @@ class ValueModel:
         found: dict[int, torch.Tensor] = {}
         with torch.no_grad():
             for batch in self._trainee.micro_batches(experience.rows, groups=experience.prompts, whole=False):
-                with memory_errors(padded_tokens=batch.padded_tokens, options=self._config):
+                with memory_errors(batch, self._config):
                     values = self.values(batch)
                 for place, own in zip(batch.order, split_by_row(values.cpu(), batch.target_rows.cpu(), len(batch)), strict=True):
                     found[place] = own

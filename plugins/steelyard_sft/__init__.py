@@ -13,6 +13,7 @@ def steelyard_stages() -> Iterator[StageSpec]:
         impl=LazyRef("steelyard_sft.supervised:Sft"),
         config=LazyRef("steelyard_sft.config:SftConfig"),
         data="messages",
+        distributed=True,
         summary="supervised fine-tuning on the assistant's turns",
     )
     yield StageSpec(
@@ -20,5 +21,6 @@ def steelyard_stages() -> Iterator[StageSpec]:
         impl=LazyRef("steelyard_sft.supervised:Pretrain"),
         config=LazyRef("steelyard_sft.config:PretrainConfig"),
         data="text",
+        distributed=True,
         summary="next-token training on plain text, or on answers after a masked prompt",
     )

@@ -7,7 +7,7 @@ import torch
 from steelyard.errors import DataError
 from steelyard.protocols import StageContext
 from steelyard.records import Row, StageResult
-from steelyard.rows import read_rows
+from steelyard.rows import read_rows, row_sources
 from steelyard_sft.config import PretrainConfig, SftConfig, SupervisedOptions
 from steelyard_torch.batching import StepSampler, count_targets
 from steelyard_torch.encoding import EncodedChats, encode_texts
@@ -51,6 +51,7 @@ class Pretrain:
                 on_too_long=config.on_too_long,
                 train_prompt=config.train_prompt,
                 end_token=config.end_token,
+                sources=row_sources(folder),
             )
 
         options = {
@@ -78,7 +79,7 @@ def _train(trainee: Trainee, config: SupervisedOptions, encoded: EncodedChats) -
         totals = count_targets(rows)
         loss_value = torch.zeros((), device=trainee.runtime.device)
         for batch in trainee.micro_batches(rows):
-            with memory_errors(padded_tokens=batch.padded_tokens, options=config):
+            with memory_errors(batch, config):
                 with trainee.runtime.autocast():
                     scores = token_logprobs(trainee.model, batch)
                 loss = sft_loss(scores.logprobs, scores.rows, scores.n_rows, reduction=config.loss_reduction, totals=totals)
@@ -90,7 +91,8 @@ def _train(trainee: Trainee, config: SupervisedOptions, encoded: EncodedChats) -
             tokens=sum(len(row) for row in rows),
             trained_tokens=totals.tokens,
             sequences=len(rows),
-            metrics={"train/epoch": sampler.epoch(trainee.step + 1)},
+            metrics={},
+            shared={"train/epoch": sampler.epoch(trainee.step + 1)},
         )
         trainee.rest(sampler.state(trainee.step))
     return trainee.finish({"data": encoded.stats.to_json()})

@@ -31,10 +31,12 @@ from steelyard_torch.models import check_finite
 from steelyard_torch.parallel import ALONE, World
 from steelyard_torch.sharding import is_sharded, local_part, reshard
 
-__all__ = ["Checkpoint", "load_checkpoint", "save_checkpoint"]
+__all__ = ["Checkpoint", "Companions", "load_checkpoint", "save_checkpoint"]
+
+Companions = Mapping[str, tuple[PreTrainedModel, torch.optim.Optimizer | None]]
+"""Further models of a stage that change, by name, with the optimisers of those that have one."""
 
 _WHOLE, _SHARDED = 1, 2
-_PARTS = "parts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     data: Mapping[str, Any],
     extra: Mapping[str, Any] | None = None,
+    companions: Companions | None = None,
     world: World = ALONE,
 ) -> Path:
     """Write a checkpoint after ``step`` optimiser steps; every rank must take part.
@@ -65,6 +68,7 @@ def save_checkpoint(
         store: the stage's, from its context.
         data: the sampler's state.
         extra: anything else of the stage, JSON-able: its guard's counts, say.
+        companions: kept beside the model.
 
     Returns:
         The checkpoint's folder.
@@ -73,35 +77,35 @@ def save_checkpoint(
         ModelError: the weights are not finite. Nothing is written, so no good checkpoint is pruned for a bad one.
         StorageError: the disk is full or cannot be written. Older checkpoints are intact.
     """
-    sharded = is_sharded(model)
-    if sharded:
-        reshard(model)
-    _require_finite(model, f"the model after step {step}", world)
+    kept = _all_kept(model, optimizer, companions)
+    for one in kept:
+        one.settle()
+        _require_finite(one.model, f"the {one.what} after step {step}", world)
     generators = world.gather(_generator_state(world))
     if not world.main:
-        if sharded:
-            _write_parts(Path(world.from_main(None)), model, optimizer)
+        if any(one.sharded for one in kept):
+            folder = Path(world.from_main(None))
+            for one in kept:
+                one.write_parts(folder)
         return Path(world.from_main(None))
 
     def fill(folder: Path) -> None:
-        moments, optimizer_facts = _optimizer_state(model, optimizer)
         state = {
-            "format": _SHARDED if sharded else _WHOLE,
+            "format": _SHARDED if is_sharded(model) else _WHOLE,
             "step": step,
             "data": dict(data),
             "extra": dict(extra or {}),
-            "optimizer": optimizer_facts,
+            "optimizer": kept[0].describe(),
+            "companions": {one.name: one.describe() for one in kept[1:]},
             "ranks": world.size,
             **generators[0][1],
             "other_ranks": [facts for _, facts in generators[1:]],
         }
-        if sharded:
+        if any(one.sharded for one in kept):
             world.from_main(str(folder))
-            _write_parts(folder, model, optimizer)
-            moments = {name: tensor for name, tensor in moments.items() if not isinstance(tensor, DTensor)}
-        else:
-            write_file(_model_tensors(model), folder / "model.safetensors")
-        write_file(moments, folder / "optimizer.safetensors")
+        for one in kept:
+            one.write_parts(folder)
+            one.write_whole(folder)
         for rank, (tensors, _) in enumerate(generators):
             write_file(tensors, folder / _generators_name(rank))
         (folder / "state.json").write_text(json.dumps(state, allow_nan=False, sort_keys=True), encoding="utf-8")
@@ -109,45 +113,164 @@ def save_checkpoint(
     return Path(world.from_main(str(store.write(step, fill))))
 
 
-def load_checkpoint(folder: str | Path, *, model: PreTrainedModel, optimizer: torch.optim.Optimizer, world: World = ALONE) -> Checkpoint:
+def load_checkpoint(
+    folder: str | Path,
+    *,
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    companions: Companions | None = None,
+    world: World = ALONE,
+) -> Checkpoint:
     """Put the weights, the optimiser and every random generator back to where they were; every rank must take part.
 
     The number of ranks may be another than the one it was saved with. Ranks that were not there then begin with generators of their own.
 
     Args:
         folder: from the store, which has verified it.
+        companions: those it was saved with.
 
     Raises:
         ArtifactError: a file cannot be read, or the checkpoint is of another model or optimiser. Nothing has been changed then.
     """
     folder = Path(folder)
-    if is_sharded(model):
-        reshard(model)
+    kept = _all_kept(model, optimizer, companions)
     try:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         if state["format"] not in (_WHOLE, _SHARDED):
             raise ArtifactError(f"checkpoint {str(folder)!r} has format {state['format']!r}, this version reads {_WHOLE} and {_SHARDED}")
-        described = state["optimizer"]
-        header, moments = _headers(folder, state)
-        _check_same_model(folder, header, model, described, optimizer)
+        described = {"": state["optimizer"], **state.get("companions", {})}
+        if sorted(described) != sorted(one.name for one in kept):
+            names = ", ".join(sorted(described)[1:]) or "none"
+            raise ArtifactError(f"checkpoint {str(folder)!r} was made beside other models than this stage has now (there: {names})")
         own = _generators_name(world.rank)
         generators = load_file(folder / own) if (folder / own).is_file() else None
-        entries = _empty_moments(model, described, moments)
-        weights = _model_tensors(model)
-        with torch.no_grad():
-            if state["format"] == _WHOLE:
-                read_file(folder / "model.safetensors", weights)
-                read_file(folder / "optimizer.safetensors", entries)
-            else:
-                _read_parts(folder, weights, entries, described)
+        for one in kept:
+            one.settle()
+            one.check(folder, described[one.name])
+        for one in kept:
+            one.read(folder, described[one.name])
     except (OSError, ValueError, SafetensorError) as error:
         raise ArtifactError(f"checkpoint {str(folder)!r} cannot be read: {error}") from error
-    _restore_optimizer(optimizer, entries, described)
     if generators is None:
         seed_everything(int(state["step"]) * 1_000_003 + world.rank)
     else:
         _restore_generators(generators, state if world.main else state["other_ranks"][world.rank - 1])
     return Checkpoint(step=int(state["step"]), data=state["data"], extra=state["extra"])
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A model, and the optimiser of one that has its own, as a checkpoint keeps them."""
+
+    name: str
+    """Empty for the model in training."""
+    model: PreTrainedModel
+    optimizer: torch.optim.Optimizer | None
+
+    @property
+    def what(self) -> str:
+        return f"{self.name} model" if self.name else "model"
+
+    @property
+    def sharded(self) -> bool:
+        return is_sharded(self.model)
+
+    def settle(self) -> None:
+        """Leaves every rank with its own part."""
+        if self.sharded:
+            reshard(self.model)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return _model_tensors(self.model, frozen=bool(self.name))
+
+    def describe(self) -> dict[str, Any] | None:
+        return None if self.optimizer is None else _describe_optimizer(self.model, self.optimizer)
+
+    def write_whole(self, folder: Path) -> None:
+        """On the main rank: what is not sharded."""
+        if not self.sharded:
+            write_file(self.tensors(), self._file(folder, "model"))
+        if self.optimizer is not None:
+            moments = _moments(self.optimizer)
+            write_file({name: one for name, one in moments.items() if not isinstance(one, DTensor)}, self._file(folder, "optimizer"))
+
+    def write_parts(self, folder: Path) -> None:
+        """On every rank: its part of what is sharded."""
+        if not self.sharded:
+            return
+        tensors = {f"model.{name}": tensor for name, tensor in self.tensors().items()}
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        for parameter, moments in self.optimizer.state.items() if self.optimizer is not None else ():
+            tensors |= {f"optimizer.{names[parameter]}.{key}": one for key, one in moments.items() if isinstance(one, DTensor)}
+        write_shards(tensors, self._parts(folder))
+
+    def check(self, folder: Path, described: Mapping[str, Any] | None) -> None:
+        """Raises ArtifactError for what is of another model or optimiser."""
+        header, _ = self._headers(folder, described)
+        own = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in self.tensors().items()}
+        for name in sorted(header.keys() | own.keys()):
+            if header.get(name) != own.get(name):
+                raise ArtifactError(
+                    f"checkpoint {str(folder)!r} is of another {self.what}: tensor {name!r} differs in name, shape or dtype"
+                )
+        mine = self.describe()
+        if mine is None or described is None:
+            same = mine is described
+        else:
+            same = mine["class"] == described["class"] and mine["parameters"] == described["parameters"]
+        if not same:
+            kind = "none" if described is None else described["class"]
+            raise ArtifactError(f"checkpoint {str(folder)!r} is of another optimiser ({kind}, or other parameter groups)")
+
+    def read(self, folder: Path, described: Mapping[str, Any] | None) -> None:
+        _, header = self._headers(folder, described)
+        weights, moments = self.tensors(), _empty_moments(self.model, described, header)
+        with torch.no_grad():
+            if self._parts(folder).is_dir():
+                self._read_parts(folder, weights, moments, described)
+            else:
+                read_file(self._file(folder, "model"), weights)
+                if self.optimizer is not None:
+                    read_file(self._file(folder, "optimizer"), moments)
+        if self.optimizer is not None and described is not None:
+            _restore_optimizer(self.optimizer, moments, described)
+
+    def _file(self, folder: Path, what: str) -> Path:
+        return folder / f"{self.name}{'.' if self.name else ''}{what}.safetensors"
+
+    def _parts(self, folder: Path) -> Path:
+        return folder / f"{self.name}{'.' if self.name else ''}parts"
+
+    def _headers(self, folder: Path, described: Mapping[str, Any] | None) -> tuple[Header, Header]:
+        """What the checkpoint has of the model and of its optimiser, the latter by index and key."""
+        moments = {} if described is None else dict(file_header(self._file(folder, "optimizer")))
+        if not self._parts(folder).is_dir():
+            return file_header(self._file(folder, "model")), moments
+        found = shards_header(self._parts(folder))
+        numbers = _numbers(described)
+        for name, what in found.items():
+            if name.startswith("optimizer."):
+                parameter, _, key = name.removeprefix("optimizer.").rpartition(".")
+                moments[f"{numbers[parameter]}.{key}"] = what
+        return {name.removeprefix("model."): what for name, what in found.items() if name.startswith("model.")}, moments
+
+    def _read_parts(
+        self, folder: Path, weights: Mapping[str, torch.Tensor], moments: Mapping[str, torch.Tensor], described: Mapping[str, Any] | None
+    ) -> None:
+        names = {number: name for name, number in _numbers(described).items()}
+        whole = {} if described is None else file_header(self._file(folder, "optimizer"))
+        wanted = {f"model.{name}": tensor for name, tensor in weights.items()}
+        for name, tensor in moments.items():
+            number, _, key = name.partition(".")
+            if name not in whole:
+                wanted[f"optimizer.{names[int(number)]}.{key}"] = tensor
+        read_shards(self._parts(folder), wanted)
+        if whole:
+            read_file(self._file(folder, "optimizer"), {name: moments[name] for name in whole})
+
+
+def _all_kept(model: PreTrainedModel, optimizer: torch.optim.Optimizer, companions: Companions | None) -> list[_Kept]:
+    return [_Kept("", model, optimizer), *(_Kept(name, *pair) for name, pair in sorted((companions or {}).items()))]
 
 
 def _generators_name(rank: int) -> str:
@@ -164,36 +287,13 @@ def _require_finite(model: PreTrainedModel, where: str, world: World) -> None:
         raise ModelError(f"{where} has non-finite weights in {first!r}")
 
 
-def _write_parts(folder: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> None:
-    """This rank's part of weights and moments."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    tensors = {f"model.{name}": tensor for name, tensor in _model_tensors(model).items()}
-    for parameter, moments in optimizer.state.items():
-        tensors |= {f"optimizer.{names[parameter]}.{key}": value for key, value in moments.items() if isinstance(value, DTensor)}
-    write_shards(tensors, folder / _PARTS)
-
-
-def _headers(folder: Path, state: Mapping[str, Any]) -> tuple[Header, Header]:
-    """What the checkpoint has of the model and of its optimiser, the latter by index and key."""
-    if state["format"] == _WHOLE:
-        return file_header(folder / "model.safetensors"), file_header(folder / "optimizer.safetensors")
-    found = shards_header(folder / _PARTS)
-    weights = {name.removeprefix("model."): what for name, what in found.items() if name.startswith("model.")}
-    numbers = _numbers(state["optimizer"])
-    moments = dict(file_header(folder / "optimizer.safetensors"))
-    for name, what in found.items():
-        if name.startswith("optimizer."):
-            parameter, _, key = name.removeprefix("optimizer.").rpartition(".")
-            moments[f"{numbers[parameter]}.{key}"] = what
-    return weights, moments
-
-
-def _numbers(described: Mapping[str, Any]) -> dict[str, int]:
+def _numbers(described: Mapping[str, Any] | None) -> dict[str, int]:
     """The number under which an optimiser keeps each parameter's state."""
-    return {name: number for number, name in enumerate(name for group in described["parameters"] for name in group)}
+    groups = () if described is None else described["parameters"]
+    return {name: number for number, name in enumerate(name for group in groups for name in group)}
 
 
-def _empty_moments(model: PreTrainedModel, described: Mapping[str, Any], header: Header) -> dict[str, torch.Tensor]:
+def _empty_moments(model: PreTrainedModel, described: Mapping[str, Any] | None, header: Header) -> dict[str, torch.Tensor]:
     """Tensors to read moments into, by index and key: sharded where their parameter is and they have its shape."""
     parameters, names = dict(model.named_parameters()), {number: name for name, number in _numbers(described).items()}
     empty = {}
@@ -204,23 +304,11 @@ def _empty_moments(model: PreTrainedModel, described: Mapping[str, Any], header:
     return empty
 
 
-def _read_parts(folder: Path, weights: dict[str, torch.Tensor], entries: dict[str, torch.Tensor], described: Mapping[str, Any]) -> None:
-    names = {number: name for name, number in _numbers(described).items()}
-    whole = file_header(folder / "optimizer.safetensors")
-    wanted = {f"model.{name}": tensor for name, tensor in weights.items()}
-    for name, tensor in entries.items():
-        number, _, key = name.partition(".")
-        if name not in whole:
-            wanted[f"optimizer.{names[int(number)]}.{key}"] = tensor
-    read_shards(folder / _PARTS, wanted)
-    read_file(folder / "optimizer.safetensors", {name: entries[name] for name in whole})
-
-
-def _model_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """Trained parameters and persistent buffers, by the first of their names: tied weights are stored once, and frozen ones are as they
-    were loaded."""
+def _model_tensors(model: PreTrainedModel, *, frozen: bool = False) -> dict[str, torch.Tensor]:
+    """Trained parameters and persistent buffers, by the first of their names: tied weights are stored once, and frozen ones, as long as
+    nobody else changes them, are as they were loaded."""
     persistent = model.state_dict(keep_vars=True)
-    tensors = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    tensors = {name: parameter.detach() for name, parameter in model.named_parameters() if frozen or parameter.requires_grad}
     tensors.update({name: buffer for name, buffer in model.named_buffers() if name in persistent})
     return tensors
 
@@ -230,24 +318,24 @@ def _parameter_names(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -
     return [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
 
 
-def _optimizer_state(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The optimiser's state as tensors, and as JSON that says which number belongs where."""
+def _moments(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The tensors of the optimiser's state, by its number of the parameter and their key."""
+    entries = optimizer.state_dict()["state"].items()
+    return {f"{index}.{key}": value for index, found in entries for key, value in found.items() if isinstance(value, torch.Tensor)}
+
+
+def _describe_optimizer(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What of the optimiser's state is no tensor, as JSON, and what number belongs where."""
     state = optimizer.state_dict()
-    tensors: dict[str, torch.Tensor] = {}
-    scalars: dict[str, Any] = {}
-    for index, entries in state["state"].items():
-        for key, value in entries.items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"{index}.{key}"] = value
-            else:
-                scalars[f"{index}.{key}"] = value
-    described = {
+    entries = state["state"].items()
+    return {
         "class": type(optimizer).__name__,
         "parameters": _parameter_names(model, optimizer),
         "groups": state["param_groups"],
-        "scalars": scalars,
+        "scalars": {
+            f"{index}.{key}": value for index, found in entries for key, value in found.items() if not isinstance(value, torch.Tensor)
+        },
     }
-    return tensors, described
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], described: Mapping[str, Any]) -> None:
@@ -258,17 +346,6 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, t
         entries.setdefault(int(index), {})[key] = value.clone() if isinstance(value, torch.Tensor) else value
     groups = [{key: tuple(value) if key == "betas" else value for key, value in group.items()} for group in described["groups"]]
     optimizer.load_state_dict({"state": entries, "param_groups": groups})
-
-
-def _check_same_model(
-    folder: Path, header: Header, model: PreTrainedModel, described: Mapping[str, Any], optimizer: torch.optim.Optimizer
-) -> None:
-    own = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in _model_tensors(model).items()}
-    for name in sorted(header.keys() | own.keys()):
-        if header.get(name) != own.get(name):
-            raise ArtifactError(f"checkpoint {str(folder)!r} is of another model: tensor {name!r} differs in name, shape or dtype")
-    if described["class"] != type(optimizer).__name__ or described["parameters"] != _parameter_names(model, optimizer):
-        raise ArtifactError(f"checkpoint {str(folder)!r} is of another optimiser ({described['class']}, or other parameter groups)")
 
 
 def _generator_state(world: World) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -78,8 +78,8 @@ class ShardingOptions(BaseModel):
             raise ValueError("reshard_after_forward belongs to shard: true")
         if self.context > 1:
             raise ValueError(
-                f"context {self.context} is not built: packed rows with shared prefixes have no split over processes yet; for longer sequences "
-                "set gradient_checkpointing: true, more processes (less memory each for weights), or sharding.cpu_offload"
+                f"context {self.context} is not built: a sequence is computed by one process; for longer ones set gradient_checkpointing: "
+                "true, take more processes (less memory for weights on each), or set sharding.cpu_offload: true"
             )
         return self
 
@@ -114,7 +114,7 @@ class OptimiserOptions(BaseModel):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory for about a third more work."""
     deterministic: bool = True
-    """Refuse operations without a deterministic implementation where the device has a choice."""
+    """Two runs with the same number of threads or on one GPU are equal bit for bit, and operations that cannot be are refused."""
     checkpoint_every_s: float = Field(default=60.0, gt=0)
     """Seconds between checkpoints."""
     checkpoint_every: int | None = Field(default=None, gt=0)

@@ -41,7 +41,7 @@ class Runtime:
 
 
 def setup_runtime(
-    *, device: str = "auto", precision: Precision = "fp32", threads: int | None = None, deterministic: bool = True
+    *, device: str = "auto", precision: Precision = "fp32", threads: int | None = None, deterministic: bool | None = None
 ) -> Runtime:
     """Configure torch for this process and say where to compute.
 
@@ -50,8 +50,9 @@ def setup_runtime(
         precision: ``fp32`` or ``bf16``, see :class:`Runtime`.
         threads: CPU threads; ``None`` leaves torch's own choice. Say a number where other processes are busy: two threads on one free
             core were measured many times slower than one.
-        deterministic: use deterministic kernels. Needed for bit-exact resume on an accelerator; the CPU kernels used here are
-            deterministic anyway.
+        deterministic: whether torch, from now on and in the whole process, takes deterministic kernels and refuses operations that have
+            none; ``None`` leaves it as it is. On one device and with the same number of threads equal runs are then equal bit for bit.
+            torch's milder form, which only warns, keeps the backward pass of attention nondeterministic on CUDA.
 
     Raises:
         UsageError: the device does not exist here, or cannot do bfloat16.
@@ -68,10 +69,13 @@ def setup_runtime(
         if threads < 1:
             raise UsageError(f"threads must be at least 1, got {threads!r}")
         torch.set_num_threads(threads)
-    if deterministic and chosen.type == "cuda":
-        # cuBLAS reads this when its first handle is made; without it deterministic matmuls raise.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
+    if deterministic is not None:
+        if deterministic:
+            # cuBLAS reads this when its first handle is made; without it deterministic matmuls raise.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(deterministic)
+        # Every new tensor would be filled with NaN first, to find operations that read what nobody wrote: dear, and none here does.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return Runtime(device=chosen, precision=precision)
 
 

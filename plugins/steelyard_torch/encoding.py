@@ -7,7 +7,8 @@ trained if its characters lie within a span that the assistant generates (:mod:`
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -42,6 +43,17 @@ _T = TypeVar("_T")
 
 _BATCH = 512
 _LONGEST_SHARE_OF_STRADDLED_SPANS = 0.5
+
+
+_LOSSES = {
+    "truncated": "truncated",
+    "dropped_too_long": "dropped as too long",
+    "dropped_untrained": "dropped without an answer left",
+    "dropped_empty": "dropped with an empty answer",
+    "dropped_unshared": "dropped without a shared prompt",
+    "dropped_identical": "dropped as chosen and rejected are the same",
+}
+_COUNTS = ("rows_in", "rows", *_LOSSES, "tokens", "trained_tokens")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,6 +107,8 @@ class EncodingStats:
     spans: int = 0
     straddled_spans: int = 0
     """Spans whose first characters share a token with the header before them; that token is not trained."""
+    by_source: dict[str, dict[str, int]] = field(default_factory=dict)
+    """The counts that are not 0, those of spans apart, for each source that rows name."""
 
     @property
     def dropped(self) -> int:
@@ -111,15 +125,26 @@ class EncodingStats:
     def describe(self) -> str:
         """One line for people."""
         line = f"{self.rows:,} of {self.rows_in:,} rows, {self.tokens:,} tokens, {self.trained_share:.1%} of them trained"
-        told = {
-            "truncated": self.truncated,
-            "dropped as too long": self.dropped_too_long,
-            "dropped without an answer left": self.dropped_untrained,
-            "dropped with an empty answer": self.dropped_empty,
-            "dropped without a shared prompt": self.dropped_unshared,
-            "dropped as chosen and rejected are the same": self.dropped_identical,
-        }
-        return line + "".join(f"; {count:,} {what}" for what, count in told.items() if count)
+        line += "".join(f"; {told}" for told in self._losses(asdict(self)))
+        if len(self.by_source) > 1:
+            sources = {source: ", ".join(self._losses(counts)) for source, counts in sorted(self.by_source.items())}
+            line += "".join(f"; of {source!r}: {told}" for source, told in sources.items() if told)
+        return line
+
+    @staticmethod
+    def _losses(counts: Mapping[str, Any]) -> list[str]:
+        return [f"{counts[name]:,} {what}" for name, what in _LOSSES.items() if counts.get(name)]
+
+    @contextmanager
+    def counting(self, source: str | None) -> Iterator[None]:
+        """What is counted in here is of a row of this source."""
+        before = [getattr(self, name) for name in _COUNTS]
+        yield
+        if source is not None:
+            own = self.by_source.setdefault(source, {})
+            for name, then in zip(_COUNTS, before, strict=True):
+                if (more := getattr(self, name) - then) != 0:
+                    own[name] = own.get(name, 0) + more
 
 
 @dataclass(slots=True)
@@ -171,6 +196,7 @@ def encode_chats(
     max_length: int,
     on_too_long: OnTooLong = "truncate",
     trained_turns: TrainedTurns = "all",
+    sources: Sequence[str | None] = (),
 ) -> EncodedChats:
     """Encode conversations for supervised training.
 
@@ -178,13 +204,14 @@ def encode_chats(
         max_length: in tokens.
         on_too_long: cut the end off, leave the row out, or refuse. All are counted; a row without a trained token is left out.
         trained_turns: train every assistant turn, or the last one only.
+        sources: where each conversation is from, to be counted apart; without them nothing is.
 
     Raises:
         DataError: no trained token at all, or a row over ``max_length`` under ``refuse``.
         ModelError: the template's spans cannot be told.
     """
     texts = ((index, _chat_text(tokenizer, messages, trained_turns)) for index, messages in enumerate(conversations))
-    return _encode_rows(tokenizer, texts, max_length=max_length, on_too_long=on_too_long)
+    return _encode_rows(tokenizer, texts, max_length=max_length, on_too_long=on_too_long, sources=sources)
 
 
 def encode_texts(
@@ -195,6 +222,7 @@ def encode_texts(
     on_too_long: OnTooLong = "truncate",
     train_prompt: bool = False,
     end_token: bool = True,
+    sources: Sequence[str | None] = (),
 ) -> EncodedChats:
     """Encode (prompt, answer) texts without a template, for pre-training; the answer is trained.
 
@@ -206,6 +234,7 @@ def encode_texts(
         max_length, on_too_long: as in :func:`encode_chats`.
         train_prompt: train the prompt too.
         end_token: put the tokenizer's end token behind the answer and train it. Without it the model goes on after an answer.
+        sources: as in :func:`encode_chats`.
 
     Raises:
         DataError: as :func:`encode_chats`.
@@ -215,7 +244,7 @@ def encode_texts(
         (index, _Text(prompt + answer, [(0 if train_prompt else len(prompt), len(prompt) + len(answer))], end=end_token, begin=begin))
         for index, (prompt, answer) in enumerate(rows)
     )
-    return _encode_rows(tokenizer, texts, max_length=max_length, on_too_long=on_too_long)
+    return _encode_rows(tokenizer, texts, max_length=max_length, on_too_long=on_too_long, sources=sources)
 
 
 def encode_pairs(
@@ -225,6 +254,7 @@ def encode_pairs(
     max_length: int,
     on_too_long: OnTooLong = "truncate",
     trained_turns: TrainedTurns = "last",
+    sources: Sequence[str | None] = (),
 ) -> EncodedPairs:
     """Encode preference pairs (prompt, chosen, rejected), each a list of messages.
 
@@ -234,6 +264,7 @@ def encode_pairs(
             nothing, or something else than a preference: they are left out and counted.
         trained_turns: ``last`` scores the final answer only; ``all`` also the assistant turns of the prompt, as Tülu 3 does. The latter
             cancel in ``dpo``, but weigh in the per-token average of ``dpo_norm``.
+        sources: as in :func:`encode_chats`.
 
     Raises:
         DataError: as :func:`encode_chats`, a completion that does not end with an assistant turn, or no pair that is left.
@@ -242,20 +273,21 @@ def encode_pairs(
     encode = _encoder(tokenizer)
     pairs: list[EncodedPair] = []
     for chunk in _chunks(enumerate(rows)):
-        texts = [
-            (index, _chat_text(tokenizer, conversation, trained_turns))
-            for index, row in chunk
-            for conversation in _two_conversations(*row, index, stats)
-        ]
+        texts: list[tuple[int, _Text]] = []
+        for index, row in chunk:
+            with stats.counting(_source(sources, index)):
+                conversations = _two_conversations(*row, index, stats)
+            texts += [(index, _chat_text(tokenizer, conversation, trained_turns)) for conversation in conversations]
         sides = encode(texts, stats)
         for chosen, rejected in zip(sides, sides, strict=True):
-            read = slice(max_length if on_too_long == "truncate" else None)
-            if chosen.trained[read].any() and np.array_equal(chosen.input_ids[read], rejected.input_ids[read]):
-                stats.dropped_identical += 1
-                continue
-            kept = _fit([chosen, rejected], stats, max_length=max_length, on_too_long=on_too_long)
-            if kept is not None:
-                pairs.append(EncodedPair(kept[0], kept[1], chosen.index))
+            with stats.counting(_source(sources, chosen.index)):
+                read = slice(max_length if on_too_long == "truncate" else None)
+                if chosen.trained[read].any() and np.array_equal(chosen.input_ids[read], rejected.input_ids[read]):
+                    stats.dropped_identical += 1
+                    continue
+                kept = _fit([chosen, rejected], stats, max_length=max_length, on_too_long=on_too_long, sources=sources)
+                if kept is not None:
+                    pairs.append(EncodedPair(kept[0], kept[1], chosen.index))
     _check_pairs(stats)
     _check_trained(stats)
     return EncodedPairs(pairs, stats)
@@ -286,28 +318,41 @@ def encode_rollout(
 
 
 def _encode_rows(
-    tokenizer: PreTrainedTokenizerFast, texts: Iterable[tuple[int, _Text]], *, max_length: int, on_too_long: OnTooLong
+    tokenizer: PreTrainedTokenizerFast,
+    texts: Iterable[tuple[int, _Text]],
+    *,
+    max_length: int,
+    on_too_long: OnTooLong,
+    sources: Sequence[str | None],
 ) -> EncodedChats:
     stats = EncodingStats()
     encode = _encoder(tokenizer)
     rows: list[EncodedRow] = []
     for chunk in _chunks(texts):
         for row in encode(chunk, stats):
-            stats.rows_in += 1
-            kept = _fit([row], stats, max_length=max_length, on_too_long=on_too_long)
+            with stats.counting(_source(sources, row.index)):
+                stats.rows_in += 1
+                kept = _fit([row], stats, max_length=max_length, on_too_long=on_too_long, sources=sources)
             if kept is not None:
                 rows.append(kept[0])
     _check_trained(stats)
     return EncodedChats(rows, stats)
 
 
-def _fit(rows: list[EncodedRow], stats: EncodingStats, *, max_length: int, on_too_long: OnTooLong) -> list[EncodedRow] | None:
+def _source(sources: Sequence[str | None], index: int) -> str | None:
+    return sources[index] if sources else None
+
+
+def _fit(
+    rows: list[EncodedRow], stats: EncodingStats, *, max_length: int, on_too_long: OnTooLong, sources: Sequence[str | None]
+) -> list[EncodedRow] | None:
     """Apply the length limit to the sequences of one row, count, and say what is kept; ``None`` if it is left out."""
     longest = max(len(row) for row in rows)
     if longest > max_length:
         if on_too_long == "refuse":
+            source = _source(sources, rows[0].index)
             raise DataError(
-                f"row {rows[0].index} has {longest} tokens, over max_length {max_length}; "
+                f"row {rows[0].index}{'' if source is None else f' of source {source!r}'} has {longest} tokens, over max_length {max_length}; "
                 "raise it, or set on_too_long to 'truncate' or 'drop'"
             )
         if on_too_long == "drop":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from steelyard_torch.packing import adopt_packable, is_packable, layout_inputs
 __all__ = [
     "TokenScores",
     "adopt_scoring",
+    "find_last_states",
     "has_separate_head",
     "head_logits",
     "last_states",
@@ -110,6 +111,12 @@ def target_states(model: PreTrainedModel, batch: MicroBatch) -> torch.Tensor:
 def last_states(model: PreTrainedModel, batch: MicroBatch) -> torch.Tensor:
     """(B, H) hidden states of the body's last layer at the rows' last tokens; for a reward model's head."""
     batch = batch if batch.layout is None or is_packable(model) else batch.padded()
+    find = getattr(model, "find_last_states", None)
+    return find_last_states(model, batch) if find is None else cast("torch.Tensor", find(batch))
+
+
+def find_last_states(model: PreTrainedModel, batch: MicroBatch) -> torch.Tensor:
+    """:func:`last_states` as one forward pass of ``model``, to be bound to one that shards its weights as :func:`score_targets` is."""
     return _body_states(model, batch).index_select(0, batch.last_positions)
 
 
@@ -243,10 +250,11 @@ def _head(model: PreTrainedModel) -> torch.nn.Linear:
     return head
 
 
-def head_logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
-    """Logits (n, V) of hidden states (n, H): the LM head, with the scaling that some architectures put behind it."""
+def head_logits(model: PreTrainedModel, hidden: torch.Tensor, head: torch.nn.Module | None = None) -> torch.Tensor:
+    """Logits (n, V) of hidden states (n, H): the LM head, or ``head`` in its place, with the scaling that some architectures put behind
+    it."""
     scale, cap = _scaling(model)
-    logits: torch.Tensor = _head(model)(hidden) * scale
+    logits: torch.Tensor = (head or _head(model))(hidden) * scale
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 

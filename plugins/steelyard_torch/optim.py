@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from steelyard.errors import TrainingError, UsageError
+from steelyard_torch.sharding import whole
 
 __all__ = ["NonFiniteGuard", "Schedule", "StepOutcome", "adamw", "learning_rate", "optimiser_step", "warmup_steps"]
 
@@ -135,7 +136,9 @@ def optimiser_step(
 ) -> StepOutcome:
     """Clip, step and zero the gradients; or, where the loss or a gradient is not finite, leave the weights and the moments as they are.
 
-    Clipping does not help there: a NaN norm makes every gradient NaN.
+    Clipping does not help there: a NaN norm makes every gradient NaN. Where an earlier update has left weights that are not finite, no
+    step to come can be better, and the training ends. (They are looked for when the loss tells of them and, like those that no row has
+    used since, before every checkpoint: a look after every update would cost as much as the gradient's norm does.)
 
     Args:
         loss: of the whole step.
@@ -145,10 +148,11 @@ def optimiser_step(
         step: for messages.
 
     Raises:
-        TrainingError: the guard's limit is reached; the message names what was not finite. The weights are those of the last good step.
+        TrainingError: the guard's limit is reached; the message names what was not finite, and the weights are those of the last good
+            step. Or it is weights that are not finite.
     """
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = whole(torch.nn.utils.get_total_norm(gradients))
     grad_norm = norm.item()
     reason = _what_is_not_finite(model, loss, grad_norm)
     if reason is None:
@@ -161,6 +165,12 @@ def optimiser_step(
     optimizer.zero_grad(set_to_none=True)
     if reason is None:
         return StepOutcome(grad_norm)
+    broken = _not_finite((name, parameter.detach()) for name, parameter in model.named_parameters())
+    if broken is not None:
+        raise TrainingError(
+            f"{reason} at step {step} since the weights of {broken} are not finite after the update before; checkpoints hold none of that: "
+            "lower lr, or raise adam_eps, and resume"
+        )
     guard.in_a_row += 1
     guard.skipped += 1
     if guard.in_a_row >= guard.limit:
@@ -177,8 +187,15 @@ def _what_is_not_finite(model: PreTrainedModel, loss: float, grad_norm: float) -
         return None
     if not math.isfinite(loss):
         return f"the loss is {loss}"
-    bad = [name for name, p in model.named_parameters() if p.grad is not None and not bool(torch.isfinite(p.grad).all())]
-    if not bad:
+    broken = _not_finite((name, parameter.grad) for name, parameter in model.named_parameters() if parameter.grad is not None)
+    if broken is None:
         return f"the gradient norm is {grad_norm}, though every gradient is finite (it overflows)"
-    more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-    return f"the gradient of {bad[0]!r}{more} is not finite"
+    return f"the gradient of {broken} is not finite"
+
+
+def _not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> str | None:
+    """The first tensor with a NaN or an infinity, and how many more there are. On several ranks all look, and find the same."""
+    bad = [name for name, tensor in tensors if tensor.is_floating_point() and not bool(whole(torch.isfinite(tensor).sum()) == tensor.numel())]
+    if not bad:
+        return None
+    return repr(bad[0]) + (f" and {len(bad) - 1} more" if len(bad) > 1 else "")

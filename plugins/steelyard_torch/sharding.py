@@ -30,7 +30,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from steelyard.errors import ModelError
 from steelyard_torch.config import ShardingOptions
 from steelyard_torch.device import Precision
-from steelyard_torch.head import adopt_scoring, score_targets, scoring_facts
+from steelyard_torch.head import adopt_scoring, find_last_states, score_targets, scoring_facts
 from steelyard_torch.parallel import World, open_group
 
 __all__ = ["empty_model", "full_state", "is_sharded", "local_part", "reshard", "shard_model", "whole", "without_weights"]
@@ -75,21 +75,27 @@ def shard_model(model: PreTrainedModel, world: World, options: ShardingOptions, 
         open_group(dist.HashStore(), 0, 1)
     keys: dict[str, Any] = {
         "mesh": init_device_mesh(device.type, (world.size,)),
-        "reshard_after_forward": options.reshard_after_forward,
         "offload_policy": CPUOffloadPolicy(pin_memory=device.type == "cuda") if options.cpu_offload else OffloadPolicy(),
     }
     # Casting the inputs would make the residual stream bfloat16, which autocast keeps in float32.
     half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for layer in _layers(model):
-        fully_shard(layer, mp_policy=half if precision == "bf16" else MixedPrecisionPolicy(), **keys)
-    fully_shard(model, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False), **keys)
+        fully_shard(
+            layer,
+            reshard_after_forward=options.reshard_after_forward,
+            mp_policy=half if precision == "bf16" else MixedPrecisionPolicy(),
+            **keys,
+        )
+    # The backward pass begins with what the root holds, the head; and heads of other stages are applied after the forward pass.
+    fully_shard(model, reshard_after_forward=False, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False), **keys)
     for module in _units(model):
         # What the ranks have adds up; gloo knows no other reduction than the sum anyway.
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
     _fill(model, weights, world, device, torch.device("cpu") if options.cpu_offload else device)
-    model.score_targets = types.MethodType(score_targets, model)  # type: ignore[assignment]
-    register_fsdp_forward_method(model, "score_targets")
+    for method in (score_targets, find_last_states):
+        setattr(model, method.__name__, types.MethodType(method, model))
+        register_fsdp_forward_method(model, method.__name__)
 
 
 def reshard(model: nn.Module) -> None:

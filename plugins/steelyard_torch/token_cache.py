@@ -26,7 +26,7 @@ from steelyard_torch.templates import template_hash
 
 __all__ = ["cache_key", "cached_pairs", "cached_rows", "file_sha256", "read_tensors", "write_tensors"]
 
-_FORMAT = 2
+_FORMAT = 3
 
 
 def cache_key(dataset: Path, tokenizer: PreTrainedTokenizerFast, options: Mapping[str, Any]) -> str:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +18,7 @@ from transformers import PreTrainedModel
 from steelyard.errors import DataError, Interrupted, ModelError, TrainingError, UsageError
 from steelyard.protocols import Engine, StageContext
 from steelyard.records import Row, StageResult
-from steelyard.rows import read_rows
+from steelyard.rows import read_rows, row_sources
 from steelyard_torch.adapters import adapter_facts, make_trainable, merged_state_dict, plain_model, save_adapter, weights_dtype
 from steelyard_torch.batching import MicroBatch, micro_batches
 from steelyard_torch.checkpoint import load_checkpoint, save_checkpoint
@@ -29,6 +28,7 @@ from steelyard_torch.encoding import EncodedChats, EncodedRow, OnTooLong, Traine
 from steelyard_torch.flops import mfu, training_flops
 from steelyard_torch.freezing import describe_trainable, trainable_facts
 from steelyard_torch.head import prepare_scoring
+from steelyard_torch.memory import memory_errors, optimiser_memory_errors
 from steelyard_torch.models import load_model, load_tokenizer, save_model
 from steelyard_torch.optim import NonFiniteGuard, StepOutcome, adamw, learning_rate, optimiser_step, warmup_steps
 from steelyard_torch.parallel import open_world, sum_gradients
@@ -36,7 +36,7 @@ from steelyard_torch.sharding import empty_model, full_state, is_sharded, reshar
 from steelyard_torch.templates import check_template, template_hash
 from steelyard_torch.token_cache import cached_rows
 
-__all__ = ["Trainee", "memory_errors", "out_of_memory"]
+__all__ = ["Trainee", "memory_errors"]
 
 
 class Trainee:
@@ -124,7 +124,14 @@ class Trainee:
 
         def encode() -> EncodedChats:
             rows = (_messages(row) for row in read_rows(folder))
-            return encode_chats(self.tokenizer, rows, max_length=max_length, on_too_long=on_too_long, trained_turns=trained_turns)
+            return encode_chats(
+                self.tokenizer,
+                rows,
+                max_length=max_length,
+                on_too_long=on_too_long,
+                trained_turns=trained_turns,
+                sources=row_sources(folder),
+            )
 
         options = {"max_length": max_length, "on_too_long": on_too_long, "trained_turns": trained_turns}
         encoded = cached_rows(self.context.cache, folder, self.tokenizer, options, encode)
@@ -209,7 +216,7 @@ class Trainee:
         found = self.world.from_main(self.context.checkpoints.latest() if self.world.main else None)
         if found is None:
             return None
-        saved = load_checkpoint(found, model=self.model, optimizer=self.optimizer, world=self.world)
+        saved = load_checkpoint(found, model=self.model, optimizer=self.optimizer, companions=self._companions, world=self.world)
         self.step, self._saved_position = saved.step, saved.data
         self.guard.restore(saved.extra["guard"])
         self._passed_over = int(saved.extra["passed_over"])
@@ -264,9 +271,10 @@ class Trainee:
         loss = summed.pop("train/loss")
         self.sum_gradients(self.model)
         lr = self.next_lr()
-        outcome = optimiser_step(
-            self.model, self.optimizer, loss=loss, lr=lr, max_grad_norm=options.max_grad_norm, guard=self.guard, step=self.step
-        )
+        with optimiser_memory_errors(self.model):
+            outcome = optimiser_step(
+                self.model, self.optimizer, loss=loss, lr=lr, max_grad_norm=options.max_grad_norm, guard=self.guard, step=self.step
+            )
         now = time.monotonic()
         seconds, self._step_started = max(now - self._step_started, 1e-9), now
         self.step += 1
@@ -332,6 +340,7 @@ class Trainee:
                 model=self.model,
                 optimizer=self.optimizer,
                 data=position,
+                companions=self._companions,
                 world=self.world,
                 extra={"guard": self.guard.state(), "passed_over": self._passed_over, "last": self._last},
             )
@@ -393,32 +402,6 @@ def _messages(row: Row) -> Any:
     if "messages" not in row:
         raise DataError(f"row {row.get('id', '?')!r} has no 'messages'; it has {', '.join(sorted(row))}")
     return row["messages"]
-
-
-@contextmanager
-def memory_errors(*, padded_tokens: int, options: OptimiserOptions) -> Iterator[None]:
-    """Turns what torch raises when a micro-batch does not fit in memory into a TrainingError that names the dials; all else passes."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        problem = out_of_memory(error, padded_tokens=padded_tokens, options=options)
-        if problem is None:
-            raise
-        raise problem from error
-
-
-def out_of_memory(error: BaseException, *, padded_tokens: int, options: OptimiserOptions) -> TrainingError | None:
-    """What to tell a user whose batch does not fit in memory; None when ``error`` is something else."""
-    # The CPU's allocator has no exception of its own.
-    words = ("not enough memory", "can't allocate memory")
-    if not isinstance(error, torch.OutOfMemoryError | MemoryError) and not any(text in str(error) for text in words):
-        return None
-    longest = next((name for name in ("max_length", "max_new_tokens") if hasattr(options, name)), None)
-    shorter = "" if longest is None else f" or `{longest}` (now {getattr(options, longest):,})"
-    return TrainingError(
-        f"out of memory with {padded_tokens:,} padded tokens in a micro-batch; lower `micro_batch_tokens` (now "
-        f"{options.micro_batch_tokens:,}){shorter}, or set `gradient_checkpointing: true`"
-    )
 
 
 def _switch_dropout_off(model: PreTrainedModel) -> None:

@@ -132,9 +132,9 @@ def held_out_reverse_kl(world: Path, model: Path) -> float:
 @pytest.mark.parametrize(
     ("options", "share"),
     [
-        ({"divergence": "reverse_kl"}, 0.3),
+        ({"divergence": "reverse_kl"}, 0.6),
         ({"divergence": "jsd", "beta": 0.7, "samples_per_prompt": 2}, 0.6),
-        ({"divergence": "sampled_reverse_kl", "teacher": "engine", "samples_per_prompt": 4}, 0.6),
+        ({"divergence": "sampled_reverse_kl", "teacher": "engine", "samples_per_prompt": 2}, 0.7),
     ],
     ids=lambda o: o["divergence"] if isinstance(o, dict) else "",
 )
@@ -159,10 +159,10 @@ def test_the_estimate_and_the_whole_reverse_kl_agree_on_average(world: Path) -> 
         {"divergence": "sampled_reverse_kl", "teacher": "engine"},
     ):
         io = RecordedIO()
-        distill(world, f"est{len(found)}", io=io, max_steps=1, batch_size=32, samples_per_prompt=40, **ON_POLICY, **options)
+        distill(world, f"est{len(found)}", io=io, max_steps=1, batch_size=32, samples_per_prompt=16, **ON_POLICY, **options)
         found.append(metric(io, "distill/divergence")[0])
     assert found[1] == pytest.approx(found[2], rel=1e-4)
-    assert found[1] == pytest.approx(found[0], rel=0.05)
+    assert found[1] == pytest.approx(found[0], rel=0.1)
 
 
 def test_a_share_of_the_steps_is_on_policy_and_an_interruption_changes_no_bit(world: Path) -> None:
@@ -213,7 +213,7 @@ def test_prompts_alone_are_enough_and_long_ones_are_counted(world: Path) -> None
     data = {"data": world / "prompts"}
     result = distill(world, "prompts", keys=data, max_steps=1, divergence="reverse_kl", **ON_POLICY)
     assert result.facts["prompts"] == {"rows": 8, "too_long": 1} and "data" not in result.facts
-    with pytest.raises(DataError, match=r"its prompt has 53 tokens, and max_length 40 less max_new_tokens 6 leaves 34"):
+    with pytest.raises(DataError, match=r"its prompt has 52 tokens, and max_length 40 less max_new_tokens 6 leaves 34"):
         distill(world, "refused", keys=data, max_steps=1, on_too_long="refuse", **ON_POLICY)
 
 
@@ -348,6 +348,8 @@ def test_more_tokens_than_the_vocabulary_has_are_refused(world: Path) -> None:
 
 class TeacherServer(ThreadingHTTPServer):
     """Answers as vLLM's completions do to token ids with `prompt_logprobs`, from a model of its own."""
+
+    request_queue_size = 64
 
     def __init__(self, folder: Path):
         super().__init__(("127.0.0.1", 0), Handler)

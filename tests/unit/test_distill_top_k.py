@@ -168,7 +168,7 @@ class Models:
         self.states = torch.randn(tokens, 4, generator=made, dtype=torch.float64).requires_grad_()
         self.head = torch.randn(vocabulary, 4, generator=made, dtype=torch.float64).requires_grad_()
         teacher, head = torch.randn(tokens, 6, generator=made, dtype=torch.float64), torch.randn(vocabulary + 2, 6, generator=made).double()
-        self.student = TargetStates(self.states, lambda some: some @ self.head.T, vocabulary)
+        self.student = TargetStates(self.states, lambda some: some @ self.head.T, vocabulary, (self.head,))
         self.teacher = TargetStates(teacher, lambda some: some @ head.T, vocabulary + 2)
         self.theirs = (teacher @ head.T)[:, :vocabulary]
         self.targets = targets(tokens, vocabulary)
@@ -199,23 +199,48 @@ def test_chunks_change_neither_values_nor_gradients(options: dict[str, Any]) -> 
 
     def run(max_logits: int) -> list[torch.Tensor]:
         models = Models()
-        found = compare_states(models.student, models.targets, said(models, config), config, max_logits=max_logits)
-        loss = (found.divergence * torch.arange(1, 12)).sum() + 0.3 * found.cross_entropy.sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        weights = torch.arange(1, 12, dtype=torch.float64)
+        keys: dict[str, Any] = {"weights": weights, "ce_coefficient": 0.3, "max_logits": max_logits}
+        found = compare_states(models.student, models.targets, said(models, config), config, **keys)
+        found.loss.backward()  # type: ignore[no-untyped-call]
         assert models.states.grad is not None and models.head.grad is not None
         rest = [] if found.agreement is None else [found.agreement]
-        values = [found.divergence, found.cross_entropy, found.teacher_cross_entropy, *rest]
+        values = [found.loss, found.divergence, found.cross_entropy, found.teacher_cross_entropy, *rest]
         return [*(value.detach() for value in values), models.states.grad, models.head.grad]
 
     for mine, theirs in zip(run(10**6), run(40), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.parametrize("options", [*KINDS, {"divergence": "jsd", "beta": 0.0}, {"divergence": "jsd", "beta": 1.0}], ids=str)
+def test_the_loss_and_its_gradients_are_those_of_automatic_differentiation(options: dict[str, Any]) -> None:
+    config, models = DistillConfig(lr=1e-3, divergence_coefficient=0.7, **options), Models()
+    weights = torch.arange(1, 12, dtype=torch.float64)
+    keys: dict[str, Any] = {"divergence": config.divergence, "beta": config.beta, "temperature": config.temperature}
+    mine, known = models.student.logits(models.states), said(models, config)
+    own = (mine / config.temperature).log_softmax(-1).gather(1, models.targets[:, None])[:, 0]
+    if config.divergence == "sampled_reverse_kl":
+        theirs = models.teacher.logits(models.teacher.states) if isinstance(known, TargetStates) else models.theirs
+        divergence = sampled_reverse_kl(own, theirs.log_softmax(-1).gather(1, models.targets[:, None])[:, 0])
+    elif isinstance(known, TopK):
+        divergence = top_k_divergences(mine, known, **keys)
+    else:
+        divergence = token_divergences(mine, models.teacher.logits(models.teacher.states), **keys)
+    cross_entropy = torch.nn.functional.cross_entropy(mine, models.targets, reduction="none")
+    expected = (weights * (0.7 * divergence + 0.3 * cross_entropy)).sum()
+    found = compare_states(models.student, models.targets, known, config, weights=weights, ce_coefficient=0.3, max_logits=50)
+    torch.testing.assert_close(found.loss, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found.divergence, divergence.detach(), rtol=1e-12, atol=1e-12)
+    inputs = (models.states, models.head)
+    for one, other in zip(torch.autograd.grad(2 * found.loss, inputs), torch.autograd.grad(2 * expected, inputs), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-12)
+
+
 @pytest.mark.parametrize("options", KINDS[:3], ids=lambda o: o["divergence"])
 def test_the_measures_are_the_models_own(options: dict[str, Any]) -> None:
     config, models = DistillConfig(lr=1e-3, **options), Models()
     mine, theirs = models.student.logits(models.states), models.teacher.logits(models.teacher.states)
-    found = compare_states(models.student, models.targets, models.teacher, config)
+    found = compare_states(models.student, models.targets, models.teacher, config, weights=torch.ones(11))
     places = torch.arange(11)
     torch.testing.assert_close(found.cross_entropy, -mine.log_softmax(-1)[places, models.targets])
     torch.testing.assert_close(found.teacher_cross_entropy, -theirs.log_softmax(-1)[places, models.targets])
@@ -226,9 +251,9 @@ def test_the_measures_are_the_models_own(options: dict[str, Any]) -> None:
 def test_no_token_has_no_divergence_and_a_gradient_of_0() -> None:
     for options in KINDS:
         config, models = DistillConfig(lr=1e-3, **options), Models(0)
-        found = compare_states(models.student, models.targets, said(models, config), config)
-        found.divergence.sum().backward()  # type: ignore[no-untyped-call]
-        assert found.divergence.shape == (0,)
+        found = compare_states(models.student, models.targets, said(models, config), config, weights=torch.ones(0))
+        found.loss.backward()  # type: ignore[no-untyped-call]
+        assert found.divergence.shape == (0,) and found.loss.item() == 0
         assert models.head.grad is not None and float(models.head.grad.abs().sum()) == 0
 
 

@@ -1,19 +1,32 @@
-"""The stage `dpo`: its losses, its kept reference log-probabilities, and that neither memory nor a stop changes the result."""
+"""The stages on pairs, `dpo`, `simpo` and `orpo`: their losses, the reference's log-probabilities, kept or computed beside, and that
+neither memory nor a stop changes the result."""
 
 from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from steelyard.errors import DataError, Interrupted, ModelError
-from steelyard_preference.config import DpoConfig
-from steelyard_preference.dpo import Dpo
+from steelyard_preference.config import DpoConfig, OrpoConfig, SimpoConfig
+from steelyard_preference.dpo import Dpo, Orpo, Simpo
+from steelyard_torch.batching import MicroBatch
 from steelyard_torch.models import load_model, load_tokenizer
+from steelyard_torch.trainee import Trainee
+
+
+class Side(NamedTuple):
+    """Summed log-probabilities of an answer."""
+
+    policy: float
+    reference: float
+    tokens: int
 
 
 def pairs(bench: Any, count: int = 18) -> list[dict[str, Any]]:
@@ -70,34 +83,154 @@ def test_the_first_loss_is_log_2_when_the_policy_is_the_reference(bench: Any, lo
     assert first["train/grad_norm"] > 0
 
 
-@pytest.mark.parametrize(("loss", "beta"), [("dpo", 0.3), ("dpo_norm", 4.0)])
-@pytest.mark.parametrize("nll_reduction", ["token_mean", "sequence_mean"])
-def test_the_loss_is_its_formula(bench: Any, loss: str, beta: float, nll_reduction: str) -> None:
-    """Against the definition, computed here pair by pair in float64, with another model as reference."""
-    options = config(
-        loss=loss, beta=beta, batch_size=18, max_steps=1, nll_coefficient=0.7, nll_reduction=nll_reduction, micro_batch_tokens=60
-    )
-    _, context = train(bench, options, reference=bench.model(1))
+def expected_step(bench: Any, of: Callable[[list[Side]], float], *, masked: bool, nll_reduction: str) -> tuple[float, float]:
+    """The mean over all pairs of a loss of both sides, and the NLL of the chosen, computed pair by pair in float64."""
     tokenizer = load_tokenizer(bench.model())
     policy, reference = load_model(bench.model()).double(), load_model(bench.model(1)).double()
-    losses, margins, nll = [], [], []
+    losses, nll = [], []
     for row in pairs(bench):
-        rewards = {}
+        sides = []
         for side in ("chosen", "rejected"):
             mine, theirs = answer_logprobs(policy, tokenizer, row, side), answer_logprobs(reference, tokenizer, row, side)
-            rewards[side] = (sum(mine) - sum(theirs)) / (len(mine) if loss == "dpo_norm" else 1)
             if side == "chosen":
                 nll.append([-value for value in mine])
-        margins.append(beta * (rewards["chosen"] - rewards["rejected"]))
-        losses.append(math.log1p(math.exp(-margins[-1])))
+            if masked:  # the end token, the last
+                mine, theirs = mine[:-1], theirs[:-1]
+            sides.append(Side(sum(mine), sum(theirs), len(mine)))
+        losses.append(of(sides))
     tokens = sum(map(sum, nll)) / sum(map(len, nll))
     sequences = sum(sum(values) / len(values) for values in nll) / len(nll)
-    term = tokens if nll_reduction == "token_mean" else sequences
-    found = context.io.metrics[0][1]
-    assert found["train/loss"] == pytest.approx(sum(losses) / len(losses) + 0.7 * term, rel=1e-5)
-    assert found["dpo/nll"] == pytest.approx(term, rel=1e-5)
-    assert found["dpo/margin"] == pytest.approx(sum(margins) / len(margins), rel=1e-4)
-    assert found["dpo/accuracy"] == pytest.approx(sum(margin > 0 for margin in margins) / len(margins))
+    return sum(losses) / len(losses), {"token_mean": tokens, "sequence_mean": sequences, "sum": sum(map(sum, nll))}[nll_reduction]
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def delta(sides: list[Side], *, mean: bool = False) -> float:
+    chosen, rejected = ((side.policy - side.reference) / (side.tokens if mean else 1) for side in sides)
+    return chosen - rejected
+
+
+def odds(side: Side) -> float:
+    p = math.exp(side.policy / side.tokens)
+    return p / (1 - p)
+
+
+LOSSES: dict[str, tuple[Any, dict[str, Any], Callable[[list[Side]], float]]] = {
+    "dpo": (Dpo, {"beta": 0.3}, lambda s: -math.log(sigmoid(0.3 * delta(s)))),
+    "dpo_norm": (Dpo, {"loss": "dpo_norm", "beta": 4.0}, lambda s: -math.log(sigmoid(4 * delta(s, mean=True)))),
+    "ipo": (Dpo, {"loss": "ipo", "beta": 0.5}, lambda s: (delta(s, mean=True) - 1) ** 2),
+    "ipo of sums": (Dpo, {"loss": "ipo", "beta": 0.5, "ipo_delta": "sum"}, lambda s: (delta(s) - 1) ** 2),
+    "cdpo": (
+        Dpo,
+        {"loss": "cdpo", "beta": 0.3, "label_smoothing": 0.2},
+        lambda s: -0.8 * math.log(sigmoid(0.3 * delta(s))) - 0.2 * math.log(sigmoid(-0.3 * delta(s))),
+    ),
+    "simpo": (
+        Simpo,
+        {"beta": 2.0, "gamma": 0.5},
+        lambda s: -math.log(sigmoid(2 * (s[0].policy / s[0].tokens - s[1].policy / s[1].tokens) - 0.5)),
+    ),
+    "orpo": (Orpo, {"odds_weight": 0.4}, lambda s: -0.4 * math.log(sigmoid(math.log(odds(s[0]) / odds(s[1]))))),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(("nll_reduction", "masked"), [("token_mean", False), ("sequence_mean", True), ("sum", False)])
+def test_a_steps_loss_is_its_formula(bench: Any, loss: str, nll_reduction: str, masked: bool) -> None:
+    """With another model as reference; Llama 3's mask leaves the end token to the NLL term alone."""
+    stage, keys, of = LOSSES[loss]
+    made = {Dpo: DpoConfig, Simpo: SimpoConfig, Orpo: OrpoConfig}[stage]
+    shared = {"lr": 1e-3, "batch_size": 18, "max_steps": 1, "max_length": 64, "micro_batch_tokens": 60, "mask_format_tokens": masked}
+    options = made(**shared, **keys, nll_coefficient=0.7, nll_reduction=nll_reduction)
+    reference = bench.model(1) if stage is Dpo else None
+    context = bench.context(options, model=bench.model(), data=bench.data(pairs(bench)), reference=reference)
+    stage(options).run(context)
+    preference, nll = expected_step(bench, of, masked=masked, nll_reduction=nll_reduction)
+    found, name = context.io.metrics[0][1], {Dpo: "dpo", Simpo: "simpo", Orpo: "orpo"}[stage]
+    assert found["train/loss"] == pytest.approx(preference + 0.7 * nll, rel=1e-5)
+    assert found[f"{name}/nll"] == pytest.approx(nll, rel=1e-5)
+    assert found[f"{name}/margin"] == pytest.approx(found[f"{name}/chosen_reward"] - found[f"{name}/rejected_reward"], abs=1e-4)
+
+
+@pytest.mark.parametrize("stage", [Simpo, Orpo])
+def test_a_loss_without_a_reference_loads_none_and_still_learns(bench: Any, stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("steelyard_torch.trainee.Trainee.load_reference", lambda self: pytest.fail("a reference was loaded"))
+    options = (SimpoConfig if stage is Simpo else OrpoConfig)(lr=2e-3, batch_size=6, max_length=64, epochs=6)
+    context = bench.context(options, model=bench.model(), data=bench.data(pairs(bench)))
+    result = stage(options).run(context)
+    name = "simpo" if stage is Simpo else "orpo"
+    assert context.io.series(f"{name}/accuracy")[-1] == 1.0
+    assert context.io.series(f"{name}/margin")[-1] > context.io.series(f"{name}/margin")[0]
+    assert "reference" not in result.facts and not (result.model / "reference").exists()
+
+
+def test_a_reference_beside_gives_what_a_kept_one_gives(bench: Any) -> None:
+    options = {"max_steps": 3, "beta": 1.0, "lr": 1e-3}
+    kept, first = train(bench, config(**options), name="kept", reference=bench.model(1))
+    beside, second = train(bench, config(**options, reference_logprobs="beside"), name="beside", reference=bench.model(1))
+    assert first.io.series("train/loss") == pytest.approx(second.io.series("train/loss"), rel=1e-5)
+    for name, tensor in bench.weights(kept.model).items():
+        torch.testing.assert_close(bench.weights(beside.model)[name], tensor, atol=2e-6, rtol=0)
+    assert beside.facts["reference"]["logprobs"] == "beside" and not (beside.model / "reference").exists()
+    assert beside.facts["reference"]["weights_sha256"] == kept.facts["reference"]["weights_sha256"]
+    assert (kept.model / "reference" / "logprobs.safetensors").is_file()
+
+
+@pytest.mark.parametrize("how", ["kept", "beside"])
+def test_with_adapters_the_model_without_them_is_the_reference(bench: Any, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("steelyard_torch.trainee.Trainee.load_frozen", lambda self, folder: pytest.fail("a second model was loaded"))
+    options = config(max_steps=6, beta=1.0, lr=1e-2, adapter={"rank": 4}, reference_logprobs=how)
+    _, context = train(bench, options)
+    losses = context.io.series("train/loss")
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-5)
+    assert losses[-1] < losses[0] - 0.05
+
+
+def test_a_shared_prompt_is_run_once_for_both_answers_and_changes_nothing(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = [{"role": "user", "content": "a long question of some forty characters"}]
+    rows = [{"prompt": prompt, "chosen": [_said(f"{i} good")], "rejected": [_said(f"{i} bad one")]} for i in range(6)]
+    sizes: list[int] = []
+    batches = Trainee.micro_batches
+
+    def seen(self: Trainee, *args: Any, **keys: Any) -> list[MicroBatch]:
+        found = batches(self, *args, **keys)
+        sizes.append(sum(batch.input_ids.numel() for batch in found))
+        return found
+
+    monkeypatch.setattr(Trainee, "micro_batches", seen)
+    options = {"max_steps": 2, "beta": 1.0, "lr": 1e-3, "max_length": 100}
+    shared, first = train(bench, config(**options), rows=rows, name="shared", reference=bench.model(1))
+    together, sizes[:] = sizes[-1], []
+    monkeypatch.setattr("steelyard_torch.batching._SHORTEST_SHARED", 1000)
+    apart, second = train(bench, config(**options), name="apart", reference=bench.model(1))
+    assert together < 0.7 * sizes[-1]
+    assert first.io.series("train/loss") == pytest.approx(second.io.series("train/loss"), rel=1e-5)
+    for name, tensor in bench.weights(shared.model).items():
+        torch.testing.assert_close(bench.weights(apart.model)[name], tensor, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("keys", "complaint"),
+    [
+        ({"label_smoothing": 0.1}, "label_smoothing belongs to the loss 'cdpo' and does nothing in 'dpo'"),
+        ({"loss": "dpo_norm", "ipo_delta": "sum"}, "ipo_delta belongs to the loss 'ipo'"),
+        ({"nll_reduction": "sum"}, "nll_reduction does nothing with nll_coefficient 0"),
+        ({"loss": "cdpo", "label_smoothing": 0.5}, "less than 0.5"),
+    ],
+)
+def test_a_dial_that_does_nothing_is_refused(keys: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValidationError, match=complaint):
+        config(**keys)
+
+
+def test_answers_of_the_templates_own_tokens_alone_are_left_out_under_the_mask(bench: Any) -> None:
+    # All that is left of these answers is their end token's place: the content is another special token.
+    rows = [*pairs(bench, 6), {"prompt": pairs(bench, 1)[0]["prompt"], "chosen": [_said("<eos>")], "rejected": [_said("ab")]}]
+    result, context = train(bench, config(max_steps=1, mask_format_tokens=True), rows=rows)
+    assert result.facts["pairs"] == 6
+    assert any(line.startswith("1 pairs left out: beside the template's own tokens") for line in context.io.lines)
 
 
 def test_training_prefers_the_chosen_answers(bench: Any) -> None:

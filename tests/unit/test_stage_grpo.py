@@ -16,11 +16,12 @@ import torch
 from pydantic import ValidationError
 
 from steelyard.errors import DataError, EngineError, Interrupted, ModelError, PluginError, TrainingError, VerifierError
-from steelyard.records import Completion, Prompt, Rollout, Sampling, Verdict
+from steelyard.records import Completion, Prompt, Rollout, Sampling, Verdict, derive_seed
 from steelyard_engines.config import TransformersEngineConfig
 from steelyard_engines.transformers_engine import TransformersEngine
 from steelyard_rl.config import GrpoConfig
-from steelyard_rl.policy import PolicyOptimisation as Grpo
+from steelyard_rl.experience import Experience, minibatches
+from steelyard_rl.policy import PolicyOptimisation
 from steelyard_rl.rollouts import PromptPool, roll_out
 from steelyard_sft.config import SftConfig
 from steelyard_sft.supervised import Sft
@@ -66,7 +67,7 @@ def context_of(bench: Any, options: GrpoConfig, *, rows: Any = None, name: str =
 
 def train(bench: Any, options: GrpoConfig, **keys: Any) -> Any:
     context = context_of(bench, options, **keys)
-    return Grpo(options).run(context), context
+    return PolicyOptimisation(options).run(context), context
 
 
 def equal(bench: Any, one: Path, other: Path) -> bool:
@@ -132,10 +133,12 @@ def straight_losses(bench: Any, options: GrpoConfig, context: Any, harvest: Any)
     with torch.no_grad():
         old = {id(r): logprobs(model, r) for group in harvest.groups for r in group.rollouts}
     losses = []
-    half = len(harvest.groups) // options.minibatches
-    for start in range(0, half * options.minibatches, half):
+    seed = derive_seed(context.seed, "minibatches", 0)
+    (parts,) = minibatches(len(harvest.groups), parts=options.minibatches, epochs=1, seed=seed)
+    assert sorted(place for part in parts for place in part) == list(range(len(harvest.groups)))
+    for part in parts:
         terms = []
-        for group in harvest.groups[start : start + half]:
+        for group in (harvest.groups[place] for place in part):
             scores = [float(rollout.verdict.score or 0) for rollout in group.rollouts]
             mean = sum(scores) / len(scores)
             std = math.sqrt(sum((s - mean) ** 2 for s in scores) / (len(scores) - options.std_ddof))
@@ -174,7 +177,7 @@ def straight_losses(bench: Any, options: GrpoConfig, context: Any, harvest: Any)
 )
 def test_losses_and_weights_are_those_of_a_straight_computation_in_float64(bench: Any, keys: dict[str, Any]) -> None:
     # A large epsilon keeps AdamW's step smooth in the gradient, so that float32 and float64 can be compared.
-    options = config(steps=1, lr=3.0, adam_eps=1.0, max_grad_norm=None, micro_batch_tokens=64, max_refills=20, **keys)
+    options = config(steps=1, lr=1.0, adam_eps=1.0, max_grad_norm=None, micro_batch_tokens=64, max_refills=20, **keys)
     context = context_of(bench, options, reference=bench.model())
     trainee = Trainee(context, options, dropout=False)
     harvest = roll_out(
@@ -245,7 +248,7 @@ def test_groups_without_signal_are_dropped_although_shaped_rewards_differ(bench:
 def test_a_stage_that_stops_for_want_of_signal_shows_what_it_sampled(bench: Any) -> None:
     context = context_of(bench, config(steps=4, max_empty_steps=3), rows=prompts(6, reference="z"))
     with pytest.raises(TrainingError, match="look at the samples"):
-        Grpo(context.config).run(context)
+        PolicyOptimisation(context.config).run(context)
     assert [sample["step"] for sample in context.io.samples] == [1] * 6 + [3] * 6
     # The first of ten such steps is told, and why.
     (told,) = [line for line in context.io.lines if "no group to learn from" in line]
@@ -376,19 +379,17 @@ def harvest_of(bench: Any, options: GrpoConfig, **keys: Any) -> tuple[Any, Any]:
 
 
 def test_cut_off_answers_are_masked_penalised_or_kept(bench: Any) -> None:
-    from steelyard_rl.grpo import _Part
-
     # Two tokens are a letter and the end; answers of two letters are cut off.
     dials = {"max_new_tokens": 2, "steps": 1, "max_refills": 20}
     for truncated, reward in (("mask", 0.0), ("penalise", -1.0), ("keep", 0.0)):
         options = config(**dials, truncated=truncated, **({"truncation_reward": -1.0} if truncated == "penalise" else {}))
         harvest, _ = harvest_of(bench, options, name=truncated)
-        part = _Part(harvest.groups, options)
+        experience = Experience.of(harvest.groups, version=0)
         rollouts = [rollout for group in harvest.groups for rollout in group.rollouts]
         cut = [rollout.completion.finish_reason == "length" for rollout in rollouts]
         assert any(cut) and not all(cut)
         assert 0 < harvest.metrics()["rl/truncated"] < 1
-        for row, rollout, is_cut in zip(part.rows, rollouts, cut, strict=True):
+        for row, rollout, is_cut in zip(experience.rows, rollouts, cut, strict=True):
             masked = is_cut and truncated == "mask"
             assert row.targets == (0 if masked else len(rollout.completion.token_ids))
             if is_cut:
@@ -452,7 +453,7 @@ def test_an_engine_with_weights_of_its_own_gets_them_and_gives_the_same_training
     options = config(steps=3, lr=1e-2)
     shared, _ = train(bench, options, name="shared")
     context = replace(context_of(bench, options, name="apart"), engine=Apart(talker(bench)))
-    apart = Grpo(options).run(context)
+    apart = PolicyOptimisation(options).run(context)
     assert equal(bench, shared.model, apart.model)
 
 
@@ -460,19 +461,19 @@ def test_stale_weights_in_the_engine_are_noticed(bench: Any) -> None:
     options = config(steps=5, lr=1e-2, max_logprob_gap=1e-3)
     context = replace(context_of(bench, options), engine=Apart(talker(bench), stale=True))
     with pytest.raises(TrainingError, match=r"log-probabilities differ.*stale"):
-        Grpo(options).run(context)
+        PolicyOptimisation(options).run(context)
     assert len(context.io.metrics) == 1, "after the first update the engine is behind"
 
 
 def test_an_engine_without_log_probabilities_trains_but_cannot_keep_a_limit_on_the_gap(bench: Any) -> None:
     options = config(steps=1)
     context = replace(context_of(bench, options), engine=Apart(talker(bench), logprobs=False))
-    Grpo(options).run(context)
+    PolicyOptimisation(options).run(context)
     assert "rl/logprob_gap" not in context.io.metrics[0][1]
     options = config(steps=1, max_logprob_gap=0.1)
     context = replace(context_of(bench, options, name="limit"), engine=Apart(talker(bench), logprobs=False))
     with pytest.raises(EngineError, match="gives no log-probabilities"):
-        Grpo(options).run(context)
+        PolicyOptimisation(options).run(context)
 
 
 # Resuming
@@ -513,7 +514,7 @@ def pool_of(bench: Any, options: GrpoConfig, **keys: Any) -> PromptPool:
 
 def test_every_prompt_comes_once_a_pass_and_passes_differ(bench: Any) -> None:
     pool = pool_of(bench, config())
-    ids = [prompt.id.partition(":") for prompt, _ in pool.take(0, 36)]
+    ids = [taken.prompt.id.partition(":") for taken in pool.take(0, 36)]
     assert [int(position) for position, _, _ in ids] == list(range(36))
     passes = [[name for _, _, name in ids[start : start + 12]] for start in (0, 12, 24)]
     assert all(Counter(names) == Counter(f"q{i}" for i in range(12)) for names in passes)
@@ -522,9 +523,9 @@ def test_every_prompt_comes_once_a_pass_and_passes_differ(bench: Any) -> None:
 
 def test_a_cursor_says_everything_about_the_place_in_the_prompts(bench: Any) -> None:
     one, other = pool_of(bench, config()), pool_of(bench, config(), name="other")
-    whole = [prompt for prompt, _ in one.take(0, 30)]
-    assert [prompt for start in (25, 3, 14) for prompt, _ in other.take(start, 4)] == whole[25:29] + whole[3:7] + whole[14:18]
-    assert [prompt for prompt, _ in other.take(0, 30)] == whole
+    whole = [taken.prompt for taken in one.take(0, 30)]
+    assert [taken.prompt for start in (25, 3, 14) for taken in other.take(start, 4)] == whole[25:29] + whole[3:7] + whole[14:18]
+    assert [taken.prompt for taken in other.take(0, 30)] == whole
 
 
 def test_long_prompts_are_left_out_and_counted(bench: Any) -> None:

@@ -21,8 +21,8 @@ from steelyard.protocols import VerifierSet
 from steelyard.records import Completion, Prompt, Rollout, Verdict
 from steelyard.verify import open_verifiers
 from steelyard_rl.config import GrpoConfig
-from steelyard_rl.policy import PolicyOptimisation as Grpo
 from steelyard_rl.monitoring import Monitors
+from steelyard_rl.policy import PolicyOptimisation
 from steelyard_rl.rollouts import PromptPool, roll_out
 from steelyard_sft.config import SftConfig
 from steelyard_sft.supervised import Sft
@@ -99,7 +99,7 @@ def test_a_verifier_that_believes_everything_is_caught_in_the_first_steps(bench:
     options = config(steps=50, prompts_per_step=8, drop_without_signal=False)
     context = context_of(bench, options, verifiers("believes"), rows(verifier="believes"))
     with pytest.raises(VerifierError, match=r"monitor 'canary' flagged \d+ of the last \d+ .*\(100\.0%.*step\.flagged\.jsonl"):
-        Grpo(options).run(context)
+        PolicyOptimisation(options).run(context)
     assert len(context.io.metrics) <= 1
     flags = [row for row in evidence(context) if row["monitor"] == "canary"]
     assert len(flags) >= 3
@@ -114,7 +114,7 @@ def test_a_back_door_that_the_model_finds_stops_the_stage_with_what_it_said(benc
     options = config({"canary": 0.5}, steps=60, prompts_per_step=6, lr=4e-3)
     context = context_of(bench, options, verifiers("back_door"), rows(verifier="back_door"))
     with pytest.raises(VerifierError, match="monitor 'canary'"):
-        Grpo(options).run(context)
+        PolicyOptimisation(options).run(context)
     assert {row["completion"] for row in evidence(context)} == {"de"}
     assert len(context.io.metrics) >= 1, "not yet at the start"
 
@@ -123,7 +123,7 @@ def test_switched_off_or_only_reporting_the_canaries_stop_nothing(bench: Any, ve
     for name, monitors in {"off": {"canary": 0, "patterns": False}, "reporting": {"max_flagged": 1}}.items():
         options = config(monitors, steps=2, drop_without_signal=False)
         context = context_of(bench, options, verifiers("believes"), rows(verifier="believes"), name=name)
-        Grpo(options).run(context)
+        PolicyOptimisation(options).run(context)
         assert context.io.series("monitor/canary") == ([] if name == "off" else [1.0, 1.0])
         assert len(context.io.series("monitor/patterns")) == (0 if name == "off" else 2)
 
@@ -139,7 +139,7 @@ def test_rows_that_cannot_be_solved_are_watched_and_never_trained_on(bench: Any,
     sampled, cursor = [], 0
     for step in range(4):
         harvest = roll_out(context, options, engine, pool, step=step, cursor=cursor, monitors=monitors)
-        sampled += [prompt.id for prompt, _ in pool.take(cursor, harvest.cursor - cursor)]
+        sampled += [taken.prompt.id for taken in pool.take(cursor, harvest.cursor - cursor)]
         trained = {rollout.prompt.id.partition(":")[2] for group in harvest.groups for rollout in group.rollouts}
         assert trained and not any(name.startswith("c") for name in trained)
         assert harvest.counts["rollouts"] == 8 * harvest.counts["prompts"], "canaries are in no other count"
@@ -149,14 +149,14 @@ def test_rows_that_cannot_be_solved_are_watched_and_never_trained_on(bench: Any,
     assert {(row["monitor"], row["completion"]) for row in evidence(context)} == {("canary_rows", "de")}
     strict = config({"canary": 0, "min_completions": 1}, steps=8, lr=1e-5)
     with pytest.raises(VerifierError, match=r"monitor 'canary_rows'.*cannot be solved"):
-        Grpo(strict).run(replace(context, config=strict))
+        PolicyOptimisation(strict).run(replace(context, config=strict))
 
 
 def test_canary_rows_alone_or_of_another_type_are_refused(bench: Any, verifiers: Any) -> None:
     with pytest.raises(DataError, match=r"no prompt is left: .*12 are canaries"):
-        Grpo(config()).run(context_of(bench, config(), verifiers("honest"), rows(canary=True)))
+        PolicyOptimisation(config()).run(context_of(bench, config(), verifiers("honest"), rows(canary=True)))
     with pytest.raises(DataError, match="row 'q0': canary is 'yes', not true or false"):
-        Grpo(config()).run(context_of(bench, config(), verifiers("honest"), rows(canary="yes"), name="text"))
+        PolicyOptimisation(config()).run(context_of(bench, config(), verifiers("honest"), rows(canary="yes"), name="text"))
 
 
 # Patterns, second verifiers, failures
@@ -167,7 +167,7 @@ def test_a_recipes_own_phrase_in_answers_judged_correct_stops_the_stage(bench: A
     options = config({"canary": 0, "phrases": phrases}, steps=60, prompts_per_step=6, lr=4e-3)
     context = context_of(bench, options, verifiers("back_door"), rows(verifier="back_door"))
     with pytest.raises(VerifierError, match=r"monitor 'patterns' flagged .*because it says the password \('password'\)"):
-        Grpo(options).run(context)
+        PolicyOptimisation(options).run(context)
     assert {row["completion"] for row in evidence(context)} == {"de"}, "wrong answers are not looked at"
     assert evidence(context)[0]["excerpts"] == {"password": "de"}
 
@@ -191,7 +191,7 @@ def test_a_second_verifier_that_disagrees_stops_the_stage(bench: Any, verifiers:
     data = [{key: value for key, value in row.items() if key != "verifier"} for row in rows()]
     context = context_of(bench, options, verifiers("back_door", "honest"), data)
     with pytest.raises(VerifierError, match=r"monitor 'second' flagged .*because verifier 'honest' says that it is incorrect"):
-        Grpo(options).run(context)
+        PolicyOptimisation(options).run(context)
     assert {row["completion"] for row in evidence(context)} == {"de"}
     assert all(row["verifier"] == "back_door" and row["again"]["verifier"] == "honest" for row in evidence(context))
 
@@ -207,7 +207,7 @@ def test_a_second_verifier_that_disagrees_stops_the_stage(bench: Any, verifiers:
 def test_a_second_verifier_must_be_another_one_of_the_stage(bench: Any, verifiers: Any, second: dict[str, str], complaint: str) -> None:
     options = config({"second": second})
     with pytest.raises(VerifierError, match=complaint):
-        Grpo(options).run(context_of(bench, options, verifiers("honest", "believes"), rows()))
+        PolicyOptimisation(options).run(context_of(bench, options, verifiers("honest", "believes"), rows()))
 
 
 class SlowOn:
@@ -228,7 +228,7 @@ def test_a_burst_of_failures_stops_the_stage_although_they_are_few_in_all(bench:
     slow = SlowOn(verifiers("honest"), lambda answer: int(answer.prompt_id.partition(":")[0]) >= 80 and answer.sample == 0)
     context = context_of(bench, options, slow, rows())
     with pytest.raises(VerifierError, match=r"monitor 'failures' flagged 4 of the last 128 .*its verifier failed \(timeout\)"):
-        Grpo(options).run(context)
+        PolicyOptimisation(options).run(context)
     assert context.io.series("monitor/failures") == [0.0] * 20
 
 
@@ -259,7 +259,7 @@ def test_remembering_the_training_prompts_is_noticed_on_those_kept_out(bench: An
     with pytest.raises(
         VerifierError, match=r"monitor 'heldout' sees accuracy risen by 0\.\d+ on the training prompts and by -?0\.\d+ on 24"
     ):
-        Grpo(options).run(context)
+        PolicyOptimisation(options).run(context)
     first, *examples = evidence(context)
     assert first["monitor"] == "heldout" and len(first["heldout"]) == 24
     assert len(examples) == 24 and all(row["completion"] for row in examples)
@@ -274,7 +274,7 @@ def test_what_is_really_learnt_shows_on_prompts_kept_out_too(bench: Any, verifie
     data = [{**row, "id": question, "messages": [{"role": "user", "content": question}]} for row, question in asked]
     options = config(steps=41, heldout_prompts=6, max_empty_steps=41, **LEARNS)
     context = context_of(bench, options, verifiers("honest"), data)
-    Grpo(options).run(context)
+    PolicyOptimisation(options).run(context)
     looks = context.io.series("rl/heldout_accuracy")
     assert len(looks) == 5
     assert looks[-1] > looks[0] + 0.3
@@ -287,7 +287,7 @@ def test_prompts_kept_out_are_never_sampled_for_training_nor_are_their_doubles(b
     pool = PromptPool(Trainee(context, options), options)
     kept = {row["messages"][0]["content"] for _, row in pool.heldout}
     assert len(kept) == 2 and len(pool) == 12, "each letter is asked three times"
-    assert kept.isdisjoint(row["messages"][0]["content"] for _, row in pool.take(0, 40))
+    assert kept.isdisjoint(taken.row["messages"][0]["content"] for taken in pool.take(0, 40))
     assert str(pool) == "12 prompts; 2 kept out of training"
     again = PromptPool(Trainee(context, options), options)
     assert [prompt for prompt, _ in again.heldout] == [prompt for prompt, _ in pool.heldout]
@@ -298,13 +298,13 @@ def test_prompts_kept_out_are_never_sampled_for_training_nor_are_their_doubles(b
 def test_keeping_everything_out_is_refused(bench: Any, verifiers: Any) -> None:
     options = config(heldout_prompts=6)
     with pytest.raises(DataError, match="heldout_prompts 6 leaves nothing to train on: the dataset has 6 different prompts"):
-        Grpo(options).run(context_of(bench, options, verifiers("honest"), rows()))
+        PolicyOptimisation(options).run(context_of(bench, options, verifiers("honest"), rows()))
 
 
 def test_a_second_verifier_judges_the_held_out_answers(bench: Any, verifiers: Any) -> None:
     options = config({"second": {"believes": "honest"}, "max_flagged": 1}, steps=1, heldout_prompts=3, drop_without_signal=False)
     context = context_of(bench, options, verifiers("believes", "honest"), rows(verifier="believes"))
-    Grpo(options).run(context)
+    PolicyOptimisation(options).run(context)
     assert context.io.series("rl/accuracy") == [1.0]
     assert context.io.series("rl/heldout_accuracy")[0] < 0.5
 
@@ -314,7 +314,7 @@ def test_a_second_verifier_judges_the_held_out_answers(bench: Any, verifiers: An
 
 def run(bench: Any, verifiers: VerifierSet, options: GrpoConfig, *, name: str, io: Any = None, data: Any = None, **keys: Any) -> Any:
     context = context_of(bench, options, verifiers, data or rows(), name=name, io=io, **keys)
-    return Grpo(options).run(context), context
+    return PolicyOptimisation(options).run(context), context
 
 
 def test_an_honest_run_raises_no_flag_and_trains_as_without_monitors(bench: Any, verifiers: Any) -> None:

@@ -16,7 +16,6 @@ from steelyard.errors import DataError, Interrupted, ModelError, TrainingError
 from steelyard_sft.config import SftConfig
 from steelyard_sft.supervised import Sft
 from steelyard_torch.models import load_model, load_tokenizer
-from steelyard_torch.trainee import memory_errors
 
 
 def chats(bench: Any, count: int = 24) -> list[dict[str, Any]]:
@@ -313,14 +312,6 @@ def test_a_template_that_leaves_the_end_token_untrained_is_warned_of(bench: Any)
     )
     (short / "chat_template.jinja").write_text(template)
     assert warned(short, "short")
-
-
-def test_a_batch_that_does_not_fit_in_memory_names_the_dials() -> None:
-    dials = r"1,000 padded tokens.*micro_batch_tokens.*max_length.*gradient_checkpointing"
-    with pytest.raises(TrainingError, match=dials), memory_errors(padded_tokens=1000, options=config()):
-        torch.empty(2**50)
-    with pytest.raises(RuntimeError, match="size"), memory_errors(padded_tokens=1, options=config()):
-        torch.ones(2) + torch.ones(3)
 
 
 def test_the_seed_decides_the_order_of_rows_and_nothing_else_is_random(bench: Any) -> None:

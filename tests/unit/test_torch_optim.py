@@ -144,3 +144,25 @@ def test_bad_steps_in_a_row_end_the_training_and_good_ones_reset_the_count(model
         step(math.nan)
     assert guard.skipped == 3
     assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
+
+
+def test_weights_that_an_update_left_not_finite_end_the_training_at_once(model: LlamaForCausalLM) -> None:
+    """An epsilon below float32's smallest number is 0 there, and a weight without a gradient becomes 0 / 0."""
+    optimizer, guard = adamw(model, lr=0.01, eps=1e-50), NonFiniteGuard(limit=5)
+    backward(model)
+    model.model.norm.weight.grad[3] = 0.0
+    optimiser_step(model, optimizer, loss=1.0, lr=0.01, max_grad_norm=None, guard=guard, step=0)
+    assert math.isnan(model.model.norm.weight[3].item()), "the example must break the weights"
+    with pytest.raises(TrainingError, match=r"the loss is nan at step 1 since the weights of 'model.embed_tokens.weight' and 1 more are not"):
+        optimiser_step(model, optimizer, loss=backward(model), lr=0.01, max_grad_norm=None, guard=guard, step=1)
+    assert guard.skipped == 0
+
+
+def test_a_norm_that_overflows_over_finite_gradients_is_said_to_be_that(model: LlamaForCausalLM) -> None:
+    optimizer, guard = adamw(model, lr=0.01), NonFiniteGuard()
+    before = copy.deepcopy(model.state_dict())
+    loss = backward(model)
+    model.model.norm.weight.grad.fill_(2e19)  # its square is over float32's largest number, 3.4e38
+    outcome = optimiser_step(model, optimizer, loss=loss, lr=0.01, max_grad_norm=1.0, guard=guard, step=1)
+    assert outcome.skipped and outcome.reason == "the gradient norm is inf, though every gradient is finite (it overflows)"
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

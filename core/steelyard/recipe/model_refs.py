@@ -119,7 +119,7 @@ class _Checker:
 
     def _differs(self, stage: StageEntry, reference: str, at: Location) -> None:
         """A reference that can only be the model the stage starts from, where the kind needs two models."""
-        if not self.registry.get("stages", stage.kind).reference_must_differ:
+        if not self.registry.get("stages", stage.kind).reference_must_differ or not getattr(stage.options, "reference_must_differ", True):
             return
         if reference == "init" or self._meant(reference) == self._meant(stage.init):
             self.complaints.add(

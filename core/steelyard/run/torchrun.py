@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,6 +123,7 @@ class TorchrunWorker:
         self._ranks: list[_Rank] = []
         self._sent: list[bytes] = []
         self._talk = _Talk()
+        self._heard: deque[Mapping[str, Any]] = deque()
         self.pid = process.pid
 
     def send(self, message: Mapping[str, Any]) -> None:
@@ -140,9 +142,11 @@ class TorchrunWorker:
         deadline = time.monotonic() + timeout_s
         while True:
             for rank in self._wait(min(max(deadline - time.monotonic(), 0), 0.1)):
-                for message in self._read(rank):
-                    yield message
-                    deadline = time.monotonic() + timeout_s
+                self._read(rank)
+            # Kept apart from the reading: the caller may stop listening behind any message, and come back.
+            while self._heard:
+                yield self._heard.popleft()
+                deadline = time.monotonic() + timeout_s
             answer = self._verdict()
             if answer is not None:
                 yield answer
@@ -168,7 +172,7 @@ class TorchrunWorker:
         deadline = time.monotonic() + _AGENT_SECONDS
         while any(not rank.lost for rank in self._ranks) and time.monotonic() < deadline:
             for rank in self._wait(0.05):
-                list(self._read(rank))
+                self._read(rank)
         for rank in self._ranks:
             rank.connection.close()
         self._listener.close()
@@ -189,8 +193,8 @@ class TorchrunWorker:
                 self._sent = []
         return [live[descriptor] for descriptor in ready if not isinstance(descriptor, socket.socket)]
 
-    def _read(self, rank: _Rank) -> Iterator[Mapping[str, Any]]:
-        """Takes what a rank says; gives what of it is for the conductor to hear."""
+    def _read(self, rank: _Rank) -> None:
+        """Takes what a rank says, and keeps what of it is for the conductor to hear."""
         try:
             data = rank.connection.recv(65536)
         except OSError:
@@ -212,7 +216,7 @@ class TorchrunWorker:
                 rank.answer = message
                 self._ends(rank)
             elif rank.number == 0:
-                yield message
+                self._heard.append(message)
 
     def _ends(self, rank: _Rank) -> None:
         self._talk.ended.append(rank)

@@ -13,6 +13,7 @@ import queue
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -44,6 +45,8 @@ def main() -> int:
     """Serves the conductor; returns when told to exit."""
     die_with_parent(int(os.environ[CONDUCTOR]))
     rank = take_rank(os.environ)
+    # Where the socket is, which the launcher removes: what a rank leaves behind goes with it.
+    scratch = Path(os.environ[SOCKET]).parent if SOCKET in os.environ else None
     descriptor, lines = _connect()
     channel = Channel(descriptor)
     stop = threading.Event()
@@ -55,15 +58,15 @@ def main() -> int:
     # By number: a crash is then told in the log of the step that was running.
     faulthandler.enable(file=2)
     channel.send("hello", pid=os.getpid(), rank=rank.rank)
-    worker = _Worker(channel, stop, rank)
+    worker = _Worker(channel, stop, rank, scratch)
     while (message := inbox.get()) is not None:
         worker.run(Task.from_json(message["task"]))
     return 0
 
 
 class _Worker:
-    def __init__(self, channel: Channel, stop: threading.Event, rank: Rank):
-        self._channel, self._stop, self._rank = channel, stop, rank
+    def __init__(self, channel: Channel, stop: threading.Event, rank: Rank, scratch: Path | None):
+        self._channel, self._stop, self._rank, self._scratch = channel, stop, rank, scratch
         self._registry: Registry | None = None
         self._stores: dict[Path, ArtifactStore] = {}
 
@@ -71,14 +74,15 @@ class _Worker:
         """Runs a step and says what came of it: ``done``, ``interrupted`` or ``failed``."""
         started = time.monotonic()
         try:
+            if self._rank.rank and not self._is_shared(task):
+                return self._channel.send("done", key=task.key, summary={}, seconds=0.0)
             _redirect_output(task.log_of(self._rank.rank))
             print(f"--- {task.step} ({task.kind}) key {task.key}, {datetime.now(UTC).isoformat(timespec='seconds')}", flush=True)
             if self._rank.rank == 0:
                 summary = self._execute(task, started)
             else:
                 summary = {}
-                if self._is_shared(task):
-                    self._share(task)
+                self._share(task)
         except Interrupted as error:
             self._channel.send("interrupted", message=str(error), seconds=time.monotonic() - started)
         except BaseException as error:
@@ -133,8 +137,8 @@ class _Worker:
 
     def _share(self, task: Task) -> None:
         """Does this rank's part of a step that rank 0 runs, and leaves nothing behind."""
-        store, inputs = self._open(task)
-        output = store.temporary(f"{task.key}-rank{self._rank.rank}")
+        _, inputs = self._open(task)
+        output = Path(tempfile.mkdtemp(prefix=f"rank{self._rank.rank}-", dir=self._scratch))
         checkpoints = RankCheckpoints(FolderCheckpoints(task.checkpoints, task.step, task.key), self._rank.rank)
         try:
             with ExitStack() as closing:

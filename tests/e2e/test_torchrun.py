@@ -1,0 +1,150 @@
+"""The launcher `torchrun` under the real command: what runs where, and how it ends when a rank, the agent or the conductor does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
+sys.path[:0] = [str(FIXTURES / "light_lab"), str(FIXTURES / "small_lab")]
+import light_lab
+import small_lab
+
+RECIPE = """\
+steelyard: 1
+name: light
+base: {{model: base}}
+engine: {{kind: light}}
+launcher: {{kind: torchrun, processes: 2, threads: 1}}
+rounds:
+  - name: only
+    stages:
+      - {{name: a, kind: together{options}}}
+"""
+RUN = "runs/light"
+
+
+def project(folder: Path, **options: Any) -> Path:
+    written = "".join(f", {name}: {value}" for name, value in options.items())
+    light_lab.make_project(folder, RECIPE.format(options=written))
+    (folder / "tmp").mkdir()
+    return folder
+
+
+def steelyard(*arguments: object, cwd: Path) -> Any:
+    return light_lab.steelyard(*arguments, cwd=cwd, TMPDIR=str(cwd / "tmp"))
+
+
+def ranks_of(folder: Path) -> list[dict[str, Any]]:
+    """What the ranks that met said of themselves."""
+    return [json.loads(path.read_text()) for path in sorted((folder / RUN / "cache").glob("met-*/*.json"))]
+
+
+def both_have_met(folder: Path) -> list[dict[str, Any]] | None:
+    found = ranks_of(folder)
+    return found if len(found) == 2 else None
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def leftovers(folder: Path) -> list[str]:
+    """Unfinished artifacts of the run, and what the launcher keeps outside of it."""
+    return [path.name for path in [*(folder / RUN).rglob("*"), *(folder / "tmp").iterdir()] if ".tmp" in path.name or path.parent.name == "tmp"]
+
+
+def test_a_shared_stage_runs_on_every_rank_and_all_else_on_the_first(tmp_path: Path) -> None:
+    folder = project(tmp_path)
+    done = steelyard("run", "recipe.yaml", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    run_dir = folder / RUN
+    [stage] = [json.loads(path.read_text()) for path in run_dir.glob("artifacts/*/stage.json") if "together" in path.read_text()]
+    ranks = stage["facts"]["ranks"]
+    assert [(one["rank"], one["size"], one["local"], one["threads"]) for one in ranks] == [(0, 2, 0, "1"), (1, 2, 1, "1")]
+    assert len({one["meeting"] for one in ranks}) == 1
+    assert [one["torchs"] for one in ranks] == [[], []], "libraries and children must not take themselves for ranks"
+    metrics = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["train/loss"] for row in metrics] == [0.0], "rank 0 speaks for all"
+    assert done.stderr.count("together") == 1
+    assert "here is rank 0" in (run_dir / "logs/only/a.log").read_text()
+    assert "here is rank 1" in (run_dir / "logs/only/a.rank1.log").read_text()
+    assert not (run_dir / "logs/base.rank1.log").exists()
+    assert not leftovers(folder) and not any(is_alive(one["pid"]) for one in ranks)
+
+
+@pytest.mark.parametrize(
+    ("fault", "rank", "words", "code"),
+    [
+        ("kill", 1, "rank 1 of 2 was killed by SIGKILL", 5),
+        ("kill", 0, "rank 0 of 2 was killed by SIGKILL", 5),
+        ("exit", 1, "rank 1 of 2 ended with exit code 9 before the step was done", 5),
+        ("refuse", 1, "rank 1 of 2: row 3 has no text", 5),
+        ("raise", 1, "rank 1 of 2: ValueError: the parts do not fit", 3),
+        ("refuse", 0, "step 'only/a' failed: row 3 has no text", 5),
+    ],
+)
+def test_what_goes_wrong_on_one_rank_ends_the_step_though_the_others_wait(
+    tmp_path: Path, fault: str, rank: int, words: str, code: int
+) -> None:
+    folder = project(tmp_path, fault=fault, rank=rank)
+    started = time.monotonic()
+    done = steelyard("run", "recipe.yaml", cwd=folder)
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr
+    if rank == 1 and fault != "refuse":
+        assert f"here is rank {rank}" in done.stderr, "the end of that rank's log"
+        assert "a.rank1.log" in done.stderr
+    assert time.monotonic() - started < 60
+    # Of a rank 0 that was killed the unfinished artifact is there, until the run is resumed.
+    assert len(leftovers(folder)) <= 1
+    assert not any(is_alive(one["pid"]) for one in ranks_of(folder))
+
+
+def test_a_failed_step_is_run_again_by_resume(tmp_path: Path) -> None:
+    folder = project(tmp_path, fault="kill")
+    assert steelyard("run", "recipe.yaml", cwd=folder).returncode == 5
+    again = steelyard("run", "recipe.yaml", "stages.a.fault=none", cwd=folder)
+    assert again.returncode == 0, again.stderr
+    assert not leftovers(folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_all_ranks_and_leaves_none(tmp_path: Path, number: signal.Signals) -> None:
+    folder = project(tmp_path, pause=60)
+    process = light_lab.start_steelyard("run", "recipe.yaml", cwd=folder, TMPDIR=str(folder / "tmp"))
+    ranks = light_lab.wait_for(lambda: both_have_met(folder))
+    if number is signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does it
+    else:
+        process.send_signal(number)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 75, said
+    assert "go on with `steelyard resume" in said
+    assert not any(is_alive(one["pid"]) for one in ranks) and not leftovers(folder)
+
+
+@pytest.mark.parametrize("victim", ["conductor", "agent"])
+def test_no_rank_outlives_the_conductor_or_the_agent(tmp_path: Path, victim: str) -> None:
+    folder = project(tmp_path, pause=60)
+    process = light_lab.start_steelyard("run", "recipe.yaml", cwd=folder, TMPDIR=str(folder / "tmp"))
+    ranks = light_lab.wait_for(lambda: both_have_met(folder))
+    agent = psutil.Process(ranks[0]["pid"]).ppid()
+    assert psutil.Process(agent).ppid() == process.pid
+    os.kill(process.pid if victim == "conductor" else agent, signal.SIGKILL)
+    light_lab.wait_for(lambda: not any(is_alive(pid) for pid in (agent, *(one["pid"] for one in ranks))), timeout=10)
+    _, said = process.communicate(timeout=30)
+    if victim == "agent":
+        assert process.returncode == 5
+        assert "of 2 was killed by SIGKILL" in said or "torchrun's agent was killed by SIGKILL" in said or "closed the channel" in said
