@@ -91,10 +91,20 @@ def texts_of(row: Row) -> list[str]:
             texts.append(value)
         elif value:
             texts.extend(m["content"] for m in value if isinstance(m.get("content"), str))
-    for name in ("text", "completion"):
-        if isinstance(row.get(name), str):
-            texts.append(row[name])
+    for name in ("text", "completion", "edited", "ranked"):
+        texts.extend(_texts_in(row.get(name)))
     return texts
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    """The texts of an answer, or of several, as text or as messages."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _texts_in(value.get("content"))
+    elif isinstance(value, list):
+        for part in value:
+            yield from _texts_in(part)
 
 
 def _open(folder: Path, pq: Any) -> Any:

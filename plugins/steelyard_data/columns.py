@@ -1,7 +1,8 @@
 """From other people's columns to Steelyard's rows.
 
 Recognised without a word in the recipe: `messages`; ShareGPT's `conversations` (`from`/`value`); Alpaca's `instruction`, `input`,
-`output`; preference rows with `chosen` and `rejected` as conversations or as texts after a `prompt`; Tülu's RL rows
+`output`; preference rows with `chosen` and `rejected` (perhaps `edited`, perhaps a `margin`) as conversations or as texts after a
+`prompt`; a `prompt` with `ranked` answers, best first, or with a `completion` and its `label`; Tülu's RL rows
 (`ground_truth`, `dataset`); `prompt` with `completion`; `text`. Anything else is mapped by `columns` or refused with the columns found.
 """
 
@@ -34,6 +35,10 @@ def recognise(row: Mapping[str, Any], place: str = "") -> Layout:
     """The layout of a row by its columns. Raises DataError naming `place` and the columns when there is none."""
     if "chosen" in row and "rejected" in row:
         return "preference"
+    if "prompt" in row and "ranked" in row:
+        return "ranked"
+    if "prompt" in row and "completion" in row and "label" in row:
+        return "labelled"
     if "conversations" in row:
         return "sharegpt"
     if "messages" in row:
@@ -186,7 +191,27 @@ def _preference(row: Row) -> Row:
         raise ValueError("chosen and rejected share no prompt")
     if not chosen or not rejected or chosen[-1]["role"] != "assistant" or rejected[-1]["role"] != "assistant":
         raise ValueError("chosen and rejected must end in an assistant turn")
-    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    out: Row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    if row.get("edited"):
+        edited = _as_answer(row["edited"])
+        out["edited"] = edited[len(prompt) :] if edited[: len(prompt)] == prompt else edited
+    if row.get("margin") is not None:
+        if isinstance(row["margin"], bool) or not isinstance(row["margin"], int | float):
+            raise ValueError(f"margin is {row['margin']!r}, not a number")
+        out["margin"] = row["margin"]
+    return out
+
+
+def _ranked(row: Row) -> Row:
+    if not isinstance(row["ranked"], list) or len(row["ranked"]) < 2:
+        raise ValueError("ranked is a list of at least two answers, best first")
+    return {"prompt": _as_prompt(row["prompt"]), "ranked": [_as_answer(answer) for answer in row["ranked"]]}
+
+
+def _labelled(row: Row) -> Row:
+    if not isinstance(row["label"], bool):
+        raise ValueError(f"label is {row['label']!r}, not true or false")
+    return {"prompt": _as_prompt(row["prompt"]), "completion": _as_answer(row["completion"]), "label": row["label"]}
 
 
 _READERS = {
@@ -197,6 +222,8 @@ _READERS = {
     "text": _text,
     "prompts": _prompts,
     "preference": _preference,
+    "ranked": _ranked,
+    "labelled": _labelled,
 }
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from steelyard.dataset_mirrors import find_mirror
 from steelyard_data.procedural import TASKS, Split
 
-Layout = Literal["auto", "messages", "sharegpt", "alpaca", "preference", "prompts", "prompt_completion", "text"]
+Layout = Literal["auto", "messages", "sharegpt", "alpaca", "preference", "ranked", "labelled", "prompts", "prompt_completion", "text"]
 
 _HASHED_WHOLE = 64 * 2**20
 

@@ -149,7 +149,7 @@ class _Comparison(torch.autograd.Function):
         return loss, divergence, cross_entropy, theirs, agreement
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, []
         return (None, *(None if one is None else one.mul_(grad) for one in gradients))

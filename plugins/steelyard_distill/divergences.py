@@ -141,7 +141,8 @@ def divergence_and_slope(
 
 def _expected(weights: torch.Tensor, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """Σ_v w (a − b), (N,); terms of weight 0 are 0."""
-    return torch.linalg.vecdot(weights, torch.nan_to_num_(one - other, nan=0.0, posinf=-_LEAST, neginf=_LEAST))
+    found: torch.Tensor = torch.linalg.vecdot(weights, torch.nan_to_num_(one - other, nan=0.0, posinf=-_LEAST, neginf=_LEAST))
+    return found
 
 
 def token_divergences(

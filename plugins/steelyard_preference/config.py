@@ -29,7 +29,7 @@ class AnswerOptions(TrainingOptions):
 
     @model_validator(mode="after")
     def _nll_that_is_there(self) -> AnswerOptions:
-        if "nll_reduction" in self.model_fields_set and not self.nll_coefficient:
+        if self.nll_reduction != "token_mean" and not self.nll_coefficient:
             raise ValueError("nll_reduction does nothing with nll_coefficient 0; give the coefficient, or take nll_reduction out")
         return self
 
@@ -56,18 +56,18 @@ class DpoConfig(PairOptions, ReferenceOptions):
     the squared distance of the margin from 1/(2 beta); `cdpo`: `dpo` for labels that are wrong with the probability `label_smoothing`."""
     beta: float = Field(default=0.1, gt=0)
     """Strength of the tie to the reference model (0.1 for `dpo`, `cdpo` and `ipo`, 5 for `dpo_norm`)."""
-    label_smoothing: float = Field(default=0.1, gt=0, lt=0.5)
-    """`cdpo`: the share of pairs whose label is taken to be wrong."""
-    ipo_delta: Literal["mean", "sum"] = "mean"
-    """`ipo`: an answer's log-ratio is the mean over its tokens, so that the margin wanted does not depend on length; or the sum, as the
-    paper writes it."""
+    label_smoothing: float | None = Field(default=None, gt=0, lt=0.5)
+    """`cdpo`: the share of pairs whose label is taken to be wrong; null there means 0.1."""
+    ipo_delta: Literal["mean", "sum"] | None = None
+    """`ipo`: an answer's log-ratio is the `mean` over its tokens, so that the margin wanted does not depend on length, or the `sum`, as
+    the paper writes it; null there means the mean."""
     trained_turns: Literal["all", "last"] = "all"
     """Which of the assistant's turns count in the log-probabilities; `all` includes those of the shared prompt."""
 
     @model_validator(mode="after")
     def _dials_that_do_something(self) -> DpoConfig:
         for name, loss in (("label_smoothing", "cdpo"), ("ipo_delta", "ipo")):
-            if name in self.model_fields_set and self.loss != loss:
+            if getattr(self, name) is not None and self.loss != loss:
                 raise ValueError(f"{name} belongs to the loss {loss!r} and does nothing in {self.loss!r}; take it out, or say loss: {loss}")
         return self
 

@@ -32,8 +32,8 @@ class Dpo:
                 loss=config.loss,
                 beta=config.beta,
                 pairs=pairs,
-                label_smoothing=config.label_smoothing,
-                ipo_delta=config.ipo_delta,
+                label_smoothing=config.label_smoothing or 0.1,
+                ipo_delta=config.ipo_delta or "mean",
             )
 
         return train_on_pairs(context, config, loss, kind="dpo")

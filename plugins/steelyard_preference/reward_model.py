@@ -104,7 +104,7 @@ def load_scorer(
     check_model_folder(folder, allow_remote_code=allow_remote_code)
     verbosity = transformers_logging.get_verbosity()
     # That the head is missing is the point, and no warning is due; what else is amiss is told below.
-    transformers_logging.set_verbosity_error()
+    transformers_logging.set_verbosity(transformers_logging.ERROR)
     try:
         loaded: Any = AutoModelForSequenceClassification.from_pretrained(
             folder,

@@ -156,7 +156,7 @@ class PolicyOptions(BaseModel):
         if self.objective == "mirror_descent" and (self.per_token or self.whiten):
             raise ValueError("objective 'mirror_descent' takes one advantage an answer: not `none` or `gae`, and no whitening of tokens")
         if self.objective == "mirror_descent" and self.correction != "none" and self.correction_level == "token":
-            raise ValueError("objective 'mirror_descent' is of whole answers, so its correction needs correction_level 'sequence' or 'geometric'")
+            raise ValueError("objective 'mirror_descent' is of whole answers, and so needs correction_level 'sequence' or 'geometric'")
         if self.per_token and self.scale_by_std:
             raise ValueError(
                 f"scale_by_std is of groups, and advantage is {self.advantage!r}; say scale_by_std: false, and perhaps whiten: true"

@@ -20,6 +20,8 @@ from steelyard_rl.rollout_options import RolloutOptions
 __all__ = ["Group", "Harvest", "PromptPool", "has_signal", "is_truncated", "roll_out", "sample_heldout"]
 
 _EXAMPLES = 6
+_SHARES = {"completion_length": "tokens", "truncated": "truncated", "unparseable": "unparseable", "verifier_failures": "failures"}
+"""What is counted over all rollouts, by the name of its mean."""
 
 
 @dataclass
@@ -54,16 +56,17 @@ class Harvest:
         return self.stale_tokens > 0
 
     def metrics(self) -> dict[str, float]:
-        """Means over all rollouts of the step, whether trained on or not; accuracy and reward over those that have a verdict."""
+        """Means over all rollouts that the step verified, whether trained on or not; accuracy and reward over those that have a verdict. A
+        step that verified none has no means."""
         counts = self.counts
-        rollouts, scored = max(counts["rollouts"], 1), max(counts["scored"], 1)
-        return {
+        rollouts, scored = counts["rollouts"], max(counts["scored"], 1)
+        means = {
             "rl/accuracy": counts["score"] / scored,
             "rl/reward": counts["reward"] / scored,
-            "rl/completion_length": counts["tokens"] / rollouts,
-            "rl/truncated": counts["truncated"] / rollouts,
-            "rl/unparseable": counts["unparseable"] / rollouts,
-            "rl/verifier_failures": counts["failures"] / rollouts,
+            **{f"rl/{name}": counts[count] / max(rollouts, 1) for name, count in _SHARES.items()},
+        }
+        return {
+            **(means if rollouts else {}),
             "rl/groups": float(len(self.groups)),
             "rl/groups_all_right": float(counts["all right"]),
             "rl/groups_all_wrong": float(counts["all wrong"]),
@@ -204,8 +207,8 @@ class _Work:
         found: dict[str, float] = {}
         if config.generation_batch is not None:
             found |= {"rl/generation_batches": float(self._batches), "rl/groups_surplus": counts["surplus"]}
-        if config.repetition is not None:
-            found["rl/looped"] = counts["looped"] / max(counts["rollouts"], 1)
+        if config.repetition is not None and counts["rollouts"]:
+            found["rl/looped"] = counts["looped"] / counts["rollouts"]
         if config.partial is not None:
             found |= {"rl/groups_waiting": float(harvest.waiting), "rl/answers_waiting": float(self._pool.buffer.unfinished)}
         if config.partial is not None or config.surplus == "keep":

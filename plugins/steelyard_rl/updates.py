@@ -18,6 +18,7 @@ from steelyard_rl.losses import PolicyTokens, policy_loss, row_weights, value_lo
 from steelyard_rl.value_model import ValueModel
 from steelyard_torch.batching import MicroBatch, gather_targets
 from steelyard_torch.head import TokenScores, split_by_row, token_logprobs
+from steelyard_torch.sharding import local_part, reshard
 from steelyard_torch.trainee import Trainee, memory_errors
 
 __all__ = ["Learner"]
@@ -330,5 +331,8 @@ class _EntropyControl:
 @torch.no_grad()
 def _move_towards(reference: PreTrainedModel, policy: PreTrainedModel, share: float) -> None:
     """Reference ← (1 − share) reference + share policy."""
+    # Where weights are sharded, scoring leaves them gathered.
+    reshard(reference)
+    reshard(policy)
     for old, new in zip(reference.parameters(), policy.parameters(), strict=True):
-        old.copy_(new) if share == 1 else old.lerp_(new.to(old.dtype), share)
+        local_part(old).lerp_(local_part(new).to(old.dtype), share)

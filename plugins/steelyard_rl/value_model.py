@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from steelyard.errors import ModelError
 from steelyard_rl.config import RlConfig
@@ -94,12 +95,17 @@ def load_value_model(folder: Path, *, dtype: torch.dtype = torch.float32, allow_
         ModelError: it cannot be loaded, misses weights, or has another kind of head.
     """
     check_model_folder(folder, allow_remote_code=allow_remote_code)
+    # It would tell of the head that a language model has not, and of the one it has.
+    loud = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         loaded: Any = AutoModelForSequenceClassification.from_pretrained(
             folder, num_labels=1, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
     except (ValueError, OSError, RuntimeError) as error:
         raise ModelError(f"the value model {str(folder)!r} cannot be loaded: {error}") from error
+    finally:
+        transformers_logging.set_verbosity(loud)
     model: PreTrainedModel
     model, loading = loaded
     head = getattr(model, "score", None)

@@ -181,7 +181,8 @@ class Trainee:
         Args:
             load: reads it, with the keywords of :func:`~steelyard_torch.models.load_model`.
         """
-        model = self._load(load, folder, dtype=torch.float32).train()
+        model = self._load(load, folder, dtype=torch.float32)
+        model.train()
         _switch_dropout_off(model)
         if self.options.gradient_checkpointing:
             set_gradient_checkpointing(model, True)

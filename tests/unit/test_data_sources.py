@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from steelyard.errors import DataError
+from steelyard.rows import texts_of
 from steelyard_data.columns import RowReader, recognise
 from steelyard_data.config import HubConfig, JsonlConfig, ParquetConfig, RowOptions, TasksConfig
 from steelyard_data.procedural import split_of
@@ -87,6 +88,29 @@ def test_a_system_message_is_added_only_where_there_is_none() -> None:
     own = {"role": "system", "content": "own"}
     assert read({"messages": [USER, ASSISTANT]}, system="be brief")["messages"][0] == {"role": "system", "content": "be brief"}
     assert read({"messages": [own, USER, ASSISTANT]}, system="be brief")["messages"][0] == own
+
+
+def test_answers_that_are_ranked_edited_or_labelled_keep_what_they_are() -> None:
+    better, said = {"role": "assistant", "content": "5"}, [ASSISTANT]
+    pair = {"prompt": [USER], "chosen": said, "rejected": [better], "margin": 1.5}
+    assert read({**pair, "edited": [USER, better]}) == {**pair, "edited": [better]}
+    assert read({"prompt": "2+2?", "ranked": ["4", [better]]}) == {"prompt": [USER], "ranked": [said, [better]]}
+    assert read({"prompt": "2+2?", "completion": "4", "label": False}) == {"prompt": [USER], "completion": said, "label": False}
+    assert texts_of({"prompt": [USER], "ranked": [said, [better]]}) == ["2+2?", "4", "5"]
+    assert texts_of({"prompt": [USER], "completion": said, "label": False, "edited": [better]}) == ["2+2?", "4", "5"]
+
+
+@pytest.mark.parametrize(
+    ("raw", "complaint"),
+    [
+        ({"prompt": "q", "completion": "a", "label": "good"}, "label is 'good', not true or false"),
+        ({"prompt": "q", "ranked": ["a"]}, "at least two answers, best first"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": "big"}, "margin is 'big', not a number"),
+    ],
+)
+def test_labels_rankings_and_margins_of_another_kind_are_refused(raw: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(DataError, match=complaint):
+        read(raw)
 
 
 def test_a_pair_without_a_shared_prompt_is_refused() -> None:

@@ -149,7 +149,7 @@ def test_dare_drops_that_share_of_the_changes_and_keeps_their_mean() -> None:
 
 
 def ties_by_loops(base: Tensor, models: list[Tensor], weights: list[float], scale: float, density: float) -> tuple[list[float], int, int]:
-    """Algorithm 1 of arXiv 2306.01708, element by element: trim, elect, merge. Also how many elements keep a change, and how many conflict."""
+    """Algorithm 1 of arXiv 2306.01708, element by element: trim, elect, merge. Also how many elements change, and how many conflict."""
     changes = [[float(m) - float(b) for m, b in zip(model, base, strict=True)] for model in models]
     trimmed = []
     for change in changes:

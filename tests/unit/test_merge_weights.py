@@ -48,7 +48,16 @@ def make(folder: Path, seed: int, *, characters: str = "0123456789+= ", template
 
 
 def merge(root: Path, initial: Path, reference: Path | None, weight: float = 0.5, *, io: RecordedIO | None = None) -> StageResult:
-    config = MergeConfig(weight=weight)
+    return run(root, initial, reference, MergeConfig(weight=weight), {}, io=io)
+
+
+def merge_named(root: Path, initial: Path, models: dict[str, Path], *, io: RecordedIO | None = None, **options: Any) -> StageResult:
+    return run(root, initial, None, MergeConfig(**options), models, io=io)
+
+
+def run(
+    root: Path, initial: Path, reference: Path | None, config: MergeConfig, models: dict[str, Path], *, io: RecordedIO | None
+) -> StageResult:
 
     def no_engine(model: Path | None = None, **overrides: Any) -> Any:
         raise AssertionError("a merge samples nothing")
@@ -66,6 +75,7 @@ def merge(root: Path, initial: Path, reference: Path | None, weight: float = 0.5
         io=io or RecordedIO(),
         engine=no_engine,
         verifiers=open_step_verifiers(None, {}, root / "evidence", ExitStack()),  # type: ignore[arg-type]
+        inputs={f"model:{name}": folder for name, folder in models.items()},
     )
     return Merge(config).run(context)
 
@@ -345,8 +355,212 @@ def test_weights_outside_zero_to_one_are_refused(weight: float) -> None:
         MergeConfig(weight=weight)
 
 
-def test_the_plugin_names_a_stage_without_data_and_with_a_reference() -> None:
+def test_the_plugin_names_a_stage_without_data_and_with_a_reference_or_models() -> None:
     (spec,) = steelyard_merge.steelyard_stages()
-    assert (spec.name, spec.data, spec.needs_reference) == ("merge", None, True)
+    assert (spec.name, spec.data, spec.needs_reference, spec.models, spec.models_for_reference) == ("merge", None, True, "*", True)
     assert spec.impl.load() is Merge
     assert spec.config is not None and spec.config.load() is MergeConfig
+
+
+# Models by name
+
+
+@pytest.fixture
+def family(tmp_path: Path) -> tuple[Path, dict[str, Path]]:
+    """A base, and three models that were trained from it: its weights, each a little changed."""
+    base, models = make(tmp_path / "base", 1), {}
+    for seed, name in enumerate(("a", "b", "c")):
+        models[name] = Path(shutil.copytree(base, tmp_path / name))
+        draws = torch.Generator().manual_seed(seed)
+
+        def change(weights: dict[str, torch.Tensor], draws: torch.Generator = draws) -> None:
+            weights.update({key: tensor + 0.01 * torch.randn(tensor.shape, generator=draws) for key, tensor in weights.items()})
+
+        rewrite(models[name], change)
+    return base, models
+
+
+def flat(folder: Path) -> torch.Tensor:
+    """All weights of a model in order of names."""
+    return torch.cat([tensor.flatten().double() for _, tensor in sorted(tensors(folder).items())])
+
+
+@pytest.mark.parametrize(
+    ("options", "weights"),
+    [
+        ({}, (1 / 3, 1 / 3, 1 / 3)),
+        ({"weights": {"a": 1, "b": 2, "c": 5}}, (0.125, 0.25, 0.625)),
+        ({"weights": {"a": 0.5, "b": 0.4, "c": 0.3}, "normalize": False}, (0.5, 0.4, 0.3)),
+    ],
+)
+def test_a_soup_has_each_model_by_its_weight_and_the_initial_one_takes_no_part(
+    tmp_path: Path, family: tuple[Path, dict[str, Path]], options: dict[str, Any], weights: tuple[float, ...]
+) -> None:
+    base, models = family
+    result = merge_named(tmp_path, base, models, **options)
+    expected = sum(weight * flat(folder) for weight, folder in zip(weights, models.values(), strict=True))
+    torch.testing.assert_close(flat(result.model), expected, atol=1e-7, rtol=1e-7)
+    assert result.facts["method"] == "average"
+    assert result.facts["weights"] == pytest.approx({f"model '{name}'": weight for name, weight in zip("abc", weights, strict=True)})
+
+
+def test_the_order_of_the_names_decides_nothing(tmp_path: Path, family: tuple[Path, dict[str, Path]]) -> None:
+    base, models = family
+    first = merge_named(tmp_path / "1", base, models, method="ties")
+    second = merge_named(tmp_path / "2", base, dict(reversed(models.items())), method="ties")
+    assert (first.model / "model.safetensors").read_bytes() == (second.model / "model.safetensors").read_bytes()
+
+
+def test_slerp_is_tensor_by_tensor(tmp_path: Path, pair: tuple[Path, Path]) -> None:
+    result = merge_named(tmp_path, pair[0], {"a": pair[0], "b": pair[1]}, method="slerp", weights={"a": 3, "b": 1})
+    one, two, merged = (tensors(folder) for folder in (*pair, result.model))
+    for name, tensor in merged.items():
+        a, b = one[name].double(), two[name].double()
+        theta = torch.acos(((a / a.norm()) * (b / b.norm())).sum().clamp(-1, 1))
+        # The norms' weights are ones in both: no arc, so the straight line.
+        expected = a if torch.equal(a, b) else (torch.sin(0.75 * theta) * a + torch.sin(0.25 * theta) * b) / torch.sin(theta)
+        torch.testing.assert_close(tensor.double(), expected, atol=1e-7, rtol=1e-6)
+    linear = sum("norm" in name for name in merged)
+    assert result.facts["linear_tensors"] == linear and result.metrics["merge/mean_angle"] > 1
+    torch.testing.assert_close(
+        flat(run(tmp_path / "by_share", *pair, MergeConfig(method="slerp", weight=0.25), {}, io=None).model), flat(result.model)
+    )
+
+
+def test_task_vectors_are_of_the_initial_model(tmp_path: Path, family: tuple[Path, dict[str, Path]]) -> None:
+    base, models = family
+    options: dict[str, Any] = {"method": "task_arithmetic", "scale": 0.5, "weights": {"a": 1, "b": 0.6, "c": -1}}
+    merged = flat(merge_named(tmp_path, base, models, **options).model)
+    start, a, b, c = (flat(folder) for folder in (base, *models.values()))
+    torch.testing.assert_close(merged, start + 0.5 * (a - start) + 0.3 * (b - start) - 0.5 * (c - start), atol=1e-7, rtol=1e-7)
+
+
+def test_one_task_vector_added_whole_gives_its_model_to_the_last_bit(tmp_path: Path, family: tuple[Path, dict[str, Path]]) -> None:
+    base, models = family
+    for number, options in enumerate(({"method": "task_arithmetic"}, {"method": "ties", "density": 1.0})):
+        merged = merge_named(tmp_path / str(number), base, {"b": models["b"]}, **options).model
+        assert torch.equal(flat(merged), flat(models["b"]))
+
+
+def test_dropping_changes_depends_on_the_steps_seed_alone(tmp_path: Path, family: tuple[Path, dict[str, Path]]) -> None:
+    base, models = family
+    first, again = (merge_named(tmp_path / n, base, models, method="task_arithmetic", drop=0.5) for n in ("1", "2"))
+    assert torch.equal(flat(first.model), flat(again.model))
+    untouched = float((flat(first.model) == flat(base)).double().mean())
+    assert untouched == pytest.approx(0.125, abs=0.02)
+
+
+def ties_over(start: torch.Tensor, models: list[torch.Tensor], density: float) -> torch.Tensor:
+    """TIES over vectors (Yadav et al., arXiv 2306.01708, algorithm 1), weights and λ of 1."""
+    changes = [model - start for model in models]
+    keep = round(density * start.numel())
+    trimmed = torch.stack([torch.where(c.abs() >= c.abs().sort(descending=True).values[keep - 1], c, 0.0) for c in changes])
+    agree = (trimmed.sign() == trimmed.sum(0).sign()) & (trimmed != 0)
+    return start + torch.where(agree, trimmed, 0.0).sum(0) / agree.sum(0).clamp(min=1)
+
+
+def test_ties_trims_over_the_whole_model_or_in_each_tensor(tmp_path: Path, family: tuple[Path, dict[str, Path]]) -> None:
+    base, models = family
+    # One tensor has far larger changes than all others: over the whole model most of what is kept is there.
+    rewrite(models["a"], lambda weights: weights.update({"lm_head.weight": weights["lm_head.weight"] + 1}))
+    whole = merge_named(tmp_path / "whole", base, models, method="ties", density=0.3)
+    expected = ties_over(flat(base), [flat(folder) for folder in models.values()], 0.3)
+    torch.testing.assert_close(flat(whole.model), expected, atol=2e-7, rtol=1e-6)
+    each = tensors(merge_named(tmp_path / "each", base, models, method="ties", density=0.3, trim="tensor").model)
+    parts = [tensors(folder) for folder in (base, *models.values())]
+    for name, tensor in each.items():
+        start, *others = (part[name].flatten().double() for part in parts)
+        torch.testing.assert_close(tensor.flatten().double(), ties_over(start, others, 0.3), atol=2e-7, rtol=1e-6)
+    assert not torch.equal(each["model.layers.0.mlp.up_proj.weight"], tensors(whole.model)["model.layers.0.mlp.up_proj.weight"])
+
+
+def test_ties_tells_how_often_signs_conflict_and_every_merge_how_far_apart_models_are(
+    tmp_path: Path, family: tuple[Path, dict[str, Path]]
+) -> None:
+    base, models = family
+    io = RecordedIO()
+    result = merge_named(tmp_path, base, models, method="ties", density=1.0, io=io)
+    # Three independent changes: of the elements that all three change, three in four have both signs.
+    assert result.metrics["merge/sign_conflicts"] == pytest.approx(0.75, abs=0.02)
+    assert result.metrics["merge/changed"] == pytest.approx(1, abs=0.01) and result.metrics["merge/shared"] == pytest.approx(1, abs=0.01)
+    start, a, b = flat(base), flat(models["a"]), flat(models["b"])
+    told = result.facts["distances"]
+    assert told["the initial model – model 'a'"] == pytest.approx(float((a - start).norm() / start.norm()))
+    assert told["model 'a' – model 'b'"] == pytest.approx(float((a - b).norm() / start.norm()))
+    assert result.metrics["merge/relative_change"] == pytest.approx(float((flat(result.model) - start).norm() / start.norm()), rel=1e-5)
+    assert any("sign conflicts 0.7" in line for line in io.lines)
+
+
+def test_named_models_that_do_not_go_together_are_told_by_name(tmp_path: Path, family: tuple[Path, dict[str, Path]]) -> None:
+    base, models = family
+    alien = make(tmp_path / "alien", 5, num_hidden_layers=3)
+    with pytest.raises(ModelError, match="the initial model and model 'x' have different architectures: num_hidden_layers 2 and 3"):
+        merge_named(tmp_path, base, {**models, "x": alien})
+    rewrite(models["c"], lambda weights: weights["model.norm.weight"].fill_(float("inf")))  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match=r"model 'c' has non-finite weights in 'model.norm.weight'"):
+        merge_named(tmp_path, base, models)
+
+
+def test_models_with_nothing_between_them_are_refused_and_twins_told(tmp_path: Path, family: tuple[Path, dict[str, Path]]) -> None:
+    base, models = family
+    twin = Path(shutil.copytree(models["a"], tmp_path / "twin"))
+    with pytest.raises(ModelError, match="model 'a', model 'd' have the same weights, so there is nothing to merge"):
+        merge_named(tmp_path / "1", base, {"a": models["a"], "d": twin})
+    with pytest.raises(ModelError, match="model 'd' has the weights of the initial model, so there is no change of it to add"):
+        merge_named(tmp_path / "2", base, {"a": models["a"], "d": base}, method="ties")
+    io = RecordedIO()
+    merge_named(tmp_path / "3", base, {"a": models["a"], "b": models["b"], "d": twin}, io=io)
+    assert "model 'a' and model 'd' have the same weights" in io.lines
+
+
+def test_an_adapter_alone_is_refused_with_the_way_out(tmp_path: Path, family: tuple[Path, dict[str, Path]]) -> None:
+    base, models = family
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    save_file({"lora_A.weight": torch.ones(2, 2)}, adapter / "adapter_model.safetensors")
+    with pytest.raises(ModelError, match=r"model 'x' \('.*adapter'\) is an adapter.*merge it into its base first"):
+        merge_named(tmp_path, base, {"a": models["a"], "x": adapter})
+
+
+def say(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_reward_models_and_quantised_models_are_refused(tmp_path: Path, family: tuple[Path, dict[str, Path]]) -> None:
+    base, models = family
+    for folder in (base, *models.values()):
+        say(folder, architectures=["LlamaForSequenceClassification"])
+    with pytest.raises(ModelError, match="the models are LlamaForSequenceClassification, which score text"):
+        merge_named(tmp_path, base, models)
+    for folder in (base, *models.values()):
+        say(folder, architectures=["LlamaForCausalLM"], quantization_config={"quant_method": "gptq", "bits": 4})
+    with pytest.raises(ModelError, match="the models are quantised"):
+        merge_named(tmp_path, base, models)
+
+
+# Options that go together
+
+
+@pytest.mark.parametrize(
+    ("options", "roles", "message"),
+    [
+        ({"method": "ties"}, "", "method 'ties' adds up what models changed of the initial one: name them under 'models'"),
+        ({"weights": {"a": 1.0}}, "", "'weights' are of 'models', and there are none"),
+        ({"normalize": False}, "", "'normalize' is about 'weights'"),
+        ({"weight": 0.3}, "ab", "'weight' is the reference's share, and the models have names"),
+        ({}, "a", r"method 'average' merges two models or more, and 'models' has 1 \(a\)"),
+        ({"method": "slerp"}, "abc", r"method 'slerp' merges two models, and 'models' has 3 \(a, b, c\)"),
+        ({"weights": {"a": 1.0, "bb": 1.0}}, ("a", "bbb"), r"'weights' names 'bb', and 'models' does not \(did you mean 'bbb'\?\)"),
+        ({"weights": {"a": 1.0}}, "ab", "'weights' leaves out 'b'"),
+        ({"weights": {"a": -1.0, "b": 2.0}}, "ab", "the weight of 'a' is -1.0: only task_arithmetic"),
+        ({"weights": {"a": 0.0, "b": 0.0}}, "ab", "every weight is 0"),
+        ({"density": 0.5}, "ab", "'density' does nothing under method 'average', only under ties"),
+        ({"method": "ties", "drop": 0.5}, "ab", "'drop' does nothing under method 'ties'"),
+        ({"scale": 2.0}, "ab", "'scale' does nothing under method 'average', only under task_arithmetic and ties"),
+    ],
+)
+def test_options_that_say_nothing_or_too_much_are_refused(options: dict[str, Any], roles: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MergeConfig(**options).check_models(list(roles))

@@ -127,7 +127,11 @@ def test_the_recipe_of_these_tests_is_right(tmp_path: Path, registry: Registry) 
         ("data: chats, lr", "data: pairs, lr", "small.yaml:17: stage 'sft' of kind 'sft' trains on 'messages' rows"),
         ("kind: dpo", "kind: doo", "small.yaml:18: no stage named 'doo' (did you mean 'dpo'?)"),
         ("kind: dpo", "kind: import", "small.yaml:18: a recipe cannot place 'import' itself"),
-        ("kind: dpo", "kind: dpo\n        loss: dop", "small.yaml:19: loss is 'dop', not one of 'dpo', 'dpo_norm' (did you mean 'dpo'?)"),
+        (
+            "kind: dpo",
+            "kind: dpo\n        loss: dop",
+            "small.yaml:19: loss is 'dop', not one of 'dpo', 'dpo_norm', 'ipo', 'cdpo' (did you mean 'dpo'?)",
+        ),
         ("        lr: 5e-4", "\tlr: 5e-4", "small.yaml:20: a tab where YAML wants spaces: indent with spaces"),
         ("name: second", "name: first", "small.yaml:21: two rounds are named 'first': change one"),
         ("name: second", "name: second\n    repeat: 0", "small.yaml:22: repeat is 0, not a whole number from 1"),

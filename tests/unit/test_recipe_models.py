@@ -241,7 +241,9 @@ def test_a_resolved_recipe_has_models_where_there_are_some(project: Path, regist
 
 
 def test_the_schema_offers_models_to_the_kinds_that_take_them(registry: Registry) -> None:
-    stages = {name.partition(".")[2]: value["properties"] for name, value in recipe_schema(registry)["$defs"].items() if "StageEntry." in name}
+    stages = {
+        name.partition(".")[2]: value["properties"] for name, value in recipe_schema(registry)["$defs"].items() if "StageEntry." in name
+    }
     assert "models" not in stages["count"]
     assert stages["judge"]["models"]["additionalProperties"] is False and list(stages["judge"]["models"]["properties"]) == ["older"]
     assert stages["blend"]["models"]["additionalProperties"] == {"type": "string"}

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from ruamel.yaml import YAML
 from transformers import AutoModelForSequenceClassification
 
 import steelyard_rl.experience
@@ -102,20 +103,20 @@ LEARNING: dict[str, dict[str, Any]] = {
     "cispo": {"lr": 4e-3},
     "rloo": {"lr": 4e-3},
     "reinforce_pp": {"lr": 4e-3},
-    "ppo": {"lr": 2e-3, "samples_per_prompt": 8, "kl_coefficient": 0.01},
-    "mirror_descent": {"lr": 2e-3, "tau": 0.3, "minibatches": 3},
+    "ppo": {"lr": 1e-3, "steps": 14, "samples_per_prompt": 12, "kl_coefficient": 0.01},
+    "mirror_descent": {"lr": 4e-3, "tau": 0.1, "minibatches": 3, "samples_per_prompt": 16, "drop_without_signal": True},
 }
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_learns(bench: Any, preset: str) -> None:
-    options = config(preset=preset, steps=20, prompts_per_step=6, **LEARNING[preset])
+    options = config(**{"preset": preset, "steps": 20, "prompts_per_step": 6, **LEARNING[preset]})
     result, context = train(bench, options, value=critic(bench) if preset == "ppo" else None)
     accuracy = context.io.series("rl/accuracy")
     updates = options.updates_per_step
     first, last = accuracy[: 3 * updates], accuracy[-3 * updates :]
     assert sum(last) / len(last) > sum(first) / len(first) + 0.25, accuracy[::updates]
-    assert result.facts["rollout_steps"] == 20
+    assert result.facts["rollout_steps"] == options.steps
 
 
 def test_presets_have_the_numbers_of_their_recipes() -> None:
@@ -171,27 +172,17 @@ def test_the_manual_shows_every_dial_and_every_preset_as_it_is() -> None:
     manual = (Path(steelyard_rl.experience.__file__).parent / "README.md").read_text(encoding="utf-8")
     for name in PolicyOptions.model_fields:
         assert f"`{name}`" in manual, f"README.md does not mention {name}"
+    yaml = YAML(typ="safe")
     for preset, dials in PRESETS.items():
         (line,) = [line for line in manual.splitlines() if line.startswith(f"| `{preset}` |")]
         shown = dict(re.findall(r"`(\w+): ([^`]+)`", line))
-        said = {
-            name: str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
-            for name, value in dials.items()
-        }
-        assert {name: _number(value) for name, value in shown.items()} == {name: _number(value) for name, value in said.items()}, preset
-
-
-def _number(text: str) -> Any:
-    try:
-        return float(text)
-    except ValueError:
-        return text
+        assert {name: yaml.load(text) for name, text in shown.items()} == dict(dials), preset
 
 
 def test_both_kinds_are_there_and_take_a_value_model() -> None:
     registry = load_registry()
     for name in ("rl", "grpo"):
-        spec = registry.get("stage", name)
+        spec = registry.get("stages", name)
         assert spec.models == ("value",) and spec.needs_verifiers and spec.distributed
     with pytest.raises(ValidationError, match="Input should be 'grpo'"):
         GrpoConfig(lr=1e-3, steps=1, preset="dapo")
@@ -221,7 +212,8 @@ def test_settings_that_cannot_train_are_refused(keys: dict[str, Any], complaint:
 
 
 def straight(bench: Any, options: RlConfig, harvest: Any, critic_folder: Path | None) -> tuple[list[float], list[float]]:
-    """Policy and value losses of a rollout step's optimiser steps from the formulas (RECIPES 1.2, 2.7), in float64, one answer at a time."""
+    """Policy and value losses of a rollout step's optimiser steps from the formulas (RECIPES 1.2, 2.7), in float64, answer by
+    answer."""
     model, reference = load_model(talker(bench)).double(), load_model(bench.model()).double()
     nets = [model]
     value_model: Any = None
@@ -300,16 +292,25 @@ def test_losses_over_epochs_are_those_of_a_straight_computation_in_float64(bench
     assert policy[2] < policy[0]
     if preset == "ppo":
         assert context.io.series("rl/value_loss") == pytest.approx(value, rel=1e-4)
-        assert value[2] < value[0]
         assert len(set(context.io.series("rl/explained_variance"))) == 1, "before the rollout step's training, so once for all its updates"
 
 
+class FirstHalf:
+    """Rewards answers that begin in the first half of the letters, so that a state with an answer's first letter says what will come."""
+
+    def shape(self, group: Sequence[Rollout], rewards: Sequence[float]) -> list[float]:
+        return [float(rollout.completion.text[:1] in set("abc")) for rollout in group]
+
+
 def test_the_value_model_learns_to_foresee(bench: Any) -> None:
-    options = config(preset="ppo", steps=15, samples_per_prompt=8, prompts_per_step=6, lr=1e-4, value_lr=5e-3, kl_coefficient=0.0)
-    _, context = train(bench, options, value=talker(bench))
-    explained = context.io.series("rl/explained_variance")
+    options = config(
+        preset="ppo", steps=8, samples_per_prompt=8, prompts_per_step=6, lr=1e-6, value_lr=5e-3, value_clip=None, kl_coefficient=0.0,
+        truncated="keep",
+    )  # fmt: skip
+    _, context = train(bench, options, value=talker(bench), shapers=[FirstHalf()])
+    explained = context.io.series("rl/explained_variance")[::4]
     assert explained[0] == pytest.approx(0.0, abs=1e-6), "a language model begins with a head of zeros"
-    assert explained[-1] > 0.2
+    assert explained[-1] > 0.3, explained
 
 
 def test_a_value_model_of_another_vocabulary_or_none_is_refused(bench: Any) -> None:

@@ -147,7 +147,9 @@ def test_two_ranks_train_as_one_process_does(pair: Pair, shard: bool, micro_batc
         {"freeze": ["model.embed_tokens.*"]},
         {"adapter": {"rank": 4}},
     ],
-    ids=lambda dials: next(iter(dials)) + str(next(iter(next(iter(dials.values())))) if isinstance(next(iter(dials.values())), dict) else ""),
+    ids=lambda dials: (
+        next(iter(dials)) + str(next(iter(next(iter(dials.values())))) if isinstance(next(iter(dials.values())), dict) else "")
+    ),
 )
 def test_every_way_to_save_memory_trains_the_same(pair: Pair, dials: dict[str, Any]) -> None:
     data, options = chats(pair.bench), {**SFT, "max_steps": 3}
@@ -299,9 +301,7 @@ def learn_from_answers(pair: Pair, stage: str, options: dict[str, Any], *, shard
     sizes = {"lr": 1e-3, "steps": 3, "prompts_per_step": 4, "samples_per_prompt": 6, "max_new_tokens": 6, "truncated": "keep"}
     options, data = {**sizes, "drop_without_signal": False, **options}, questions(pair.bench)
     one = pair.one(stage, data, options=options, verifiers=pair.bench.verifiers(entries), reference=pair.bench.model(), **keys)
-    two = pair.two(
-        stage, data, options={**options, "sharding": {"shard": shard}}, verifiers=entries, reference=pair.bench.model(), **keys
-    )
+    two = pair.two(stage, data, options={**options, "sharding": {"shard": shard}}, verifiers=entries, reference=pair.bench.model(), **keys)
     assert_same(pair.bench, one, two)
     return two
 

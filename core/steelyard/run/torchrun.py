@@ -41,6 +41,7 @@ _SETTLE_SECONDS = 2.0
 """How long the other ranks may go on once one has failed or stopped: whose fault it was is often told by a later word."""
 _AGENT_SECONDS = 3.0
 _LONGEST_ADDRESS = 100
+_EXIT = re.compile(r"exitcode\s*:\s*(-?\d+)\s*\(pid:\s*(\d+)\)")
 _COLLECTIVE = re.compile(r"DistBackendError|DistNetworkError|Connection (closed|reset)|Broken pipe|\bgloo\b|\bNCCL\b", re.IGNORECASE)
 
 
@@ -87,7 +88,6 @@ class TorchrunLauncher:
             **worker_environment({**environment, "STEELYARD_THREADS": str(threads)}),
             SOCKET: str(folder / "ranks"),
             CONDUCTOR: str(os.getpid()),
-            "TORCHELASTIC_ERROR_FILE": str(folder / "error.json"),
         }
 
 
@@ -265,14 +265,15 @@ class TorchrunWorker:
             self._kill_ranks()
             return self._failure(task, -1, cause_of_death(self._process.poll(), "torchrun's agent"), with_tail=True)
         rank = first or failed[0]
+        # What is wrong with the recipe or the data they all find out, and no rank needs to be named.
+        rank = next((other for other in failed if other.number == 0 and _message(other) == _message(rank)), rank)
         self._kill_ranks()
         assert rank.answer is not None
         if rank.number == 0:
             return rank.answer
         error = dict(rank.answer["error"])
-        internal = error["exit_code"] == ExitCode.INTERNAL
         message = f"rank {rank.number} of {self._size}: {error['message']}"
-        return self._failure(task, rank.number, message, with_tail=internal, type_name=error["type"], exit_code=error["exit_code"])
+        return self._failure(task, rank.number, message, with_tail=False, type_name=error["type"], exit_code=error["exit_code"])
 
     def _failure(
         self, task: Task, rank: int, message: str, *, with_tail: bool, type_name: str = "", exit_code: int = int(ExitCode.DATA)
@@ -283,18 +284,17 @@ class TorchrunWorker:
         return {"type": "failed", "error": error, "seconds": 0.0}
 
     def _status_of(self, rank: _Rank) -> int | None:
-        """How a rank ended, as only the agent knows: it writes that down once all ranks are gone."""
+        """How a rank ended, as only the agent knows: it says so in its log once all ranks are gone."""
         deadline = time.monotonic() + _AGENT_SECONDS
         # It looks at its ranks ten times a second, and takes those that are then gone for the ones to blame.
         time.sleep(0.3)
         self._kill_ranks()
         while self._process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            told = json.loads((self._folder / "error.json").read_text(encoding="utf-8"))["message"]["message"]
-            for status, pid in re.findall(r"exitcode\s*:\s*(-?\d+)\s*\(pid:\s*(\d+)\)", told):
-                if int(pid) == rank.pid or rank.pid == 0:
-                    return int(status)
+        with contextlib.suppress(OSError):
+            told = self._log.read_text(encoding="utf-8", errors="replace")
+            statuses = {int(pid): int(status) for status, pid in _EXIT.findall(told)}
+            return statuses.get(rank.pid)
         return None
 
     def _answer_of(self, number: int) -> Mapping[str, Any] | None:
@@ -318,11 +318,14 @@ def _send(rank: _Rank, line: bytes) -> None:
         rank.connection.sendall(line)
 
 
+def _message(rank: _Rank) -> str:
+    return "" if rank.answer is None else str(rank.answer["error"]["message"])
+
+
 def _blames_another(rank: _Rank) -> bool:
     """Whether a failed rank's error only says that a collective operation broke, which another rank's end does to it."""
     assert rank.answer is not None
-    error = rank.answer["error"]
-    return error["exit_code"] == ExitCode.INTERNAL and _COLLECTIVE.search(str(error["message"])) is not None
+    return rank.answer["error"]["exit_code"] == ExitCode.INTERNAL and _COLLECTIVE.search(_message(rank)) is not None
 
 
 def _private_folder() -> Path:
