@@ -73,7 +73,9 @@ hookimpl = pluggy.HookimplMarker("steelyard")
 
 @hookspec
 def steelyard_stages() -> Iterable[StageSpec]:  # type: ignore[empty-body]
-    """Stages: what makes a model from a model and data. A recipe names one by ``kind`` in ``rounds[].stages[]``."""
+    """Stages: what makes a model from a model and data. A recipe names one by ``kind`` in ``rounds[].stages[]``.
+
+    A descriptor says which further ``models`` it takes, and whether it makes a policy or a reward model."""
 
 
 @hookspec

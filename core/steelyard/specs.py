@@ -136,6 +136,9 @@ class VerifierSpec(Spec):
     there is none. ``parts``: the verifiers that its configuration's ``parts`` name, opened under their own isolation, as a list of
     :class:`~steelyard.protocols.Part` in that order; each of ``config.parts`` has ``kind``, ``options`` and ``timeout_s``. An inline
     verifier's ``close()``, where it has one, is called when the verifiers are closed."""
+    model_option: str | None = None
+    """Which of its options names a model that may also be one of the run (``stage:NAME``, for stages only) or of another run
+    (``run:PATH#STEP``). The verifier then finds the path of the folder in it."""
     examples: LazyRef | None = None
     """What ``steelyard verify --audit`` tries: a list of mappings with ``response``, ``reference`` and ``correct`` (default true), perhaps
     ``options`` of the verifier that the example needs, and ``damaged``, a list of wrong versions of a right response where the usual

@@ -151,7 +151,10 @@ class _Comparison(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
-        gradients, ctx.gradients = ctx.gradients, []
+        # Scaled in place, as the head's may be gigabytes: for one backward pass, as with any graph that is not retained.
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            raise RuntimeError("the gradients of a comparison were handed out already; compare again for another backward pass")
         return (None, *(None if one is None else one.mul_(grad) for one in gradients))
 
 
@@ -186,7 +189,9 @@ def _measure(
         slope = F.pad(slope, (0, logits.shape[1] - slope.shape[1]))
     if plan.ce_coefficient:
         factor = (plan.ce_coefficient * weights)[:, None].to(slope.dtype)
-        slope.add_(student.exp_().mul_(factor)).scatter_add_(1, ids[:, None], -factor)
+        slope.add_(student.exp_().mul_(factor))
+        # Not scatter_add: each row has one place, and there are devices where adding by index has no fixed order.
+        slope[torch.arange(len(ids), device=ids.device), ids] -= factor[:, 0]
     return (divergence, cross_entropy, *others), slope
 
 

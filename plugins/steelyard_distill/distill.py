@@ -134,14 +134,11 @@ class _Data:
         return _Step(answers.rows, (), answers.groups, True, metrics)
 
     def state(self, step: int) -> dict[str, Any]:
-        return {"step": step, "on_policy_share": self._config.on_policy_share, **self._positions(step)}
+        return {"step": step, **{_NAMES[on_policy]: sampler.state(step) for on_policy, sampler in self._samplers.items()}}
 
     def resume(self, state: Mapping[str, Any]) -> None:
         for on_policy, sampler in self._samplers.items():
             sampler.resume(state[_NAMES[on_policy]])
-
-    def _positions(self, step: int) -> dict[str, Any]:
-        return {_NAMES[on_policy]: sampler.state(step) for on_policy, sampler in self._samplers.items()}
 
     def facts(self) -> dict[str, Any]:
         """Of the stage's record."""

@@ -25,7 +25,6 @@ __all__ = [
     "log_probabilities",
     "reverse_kl",
     "sampled_reverse_kl",
-    "token_divergences",
     "top_k_divergences",
     "top_k_of",
 ]
@@ -143,33 +142,6 @@ def _expected(weights: torch.Tensor, one: torch.Tensor, other: torch.Tensor) -> 
     """Σ_v w (a − b), (N,); terms of weight 0 are 0."""
     found: torch.Tensor = torch.linalg.vecdot(weights, torch.nan_to_num_(one - other, nan=0.0, posinf=-_LEAST, neginf=_LEAST))
     return found
-
-
-def token_divergences(
-    student_logits: torch.Tensor,
-    teacher_logits: torch.Tensor,
-    *,
-    divergence: Divergence,
-    beta: float = 0.5,
-    temperature: float = 1.0,
-) -> torch.Tensor:
-    """The divergence at each token between whole distributions, with gradient to the student's logits only.
-
-    Args:
-        student_logits, teacher_logits: (N, V) and (N, V′). Models of one tokenizer may be padded to different widths; both distributions
-            are then over the narrower one's V. Half precision is computed in float32.
-        divergence, beta, temperature: see :class:`steelyard_distill.config.DistillConfig`.
-
-    Returns:
-        (N,) float32, or float64 for float64 logits.
-
-    Raises:
-        UsageError: an unknown divergence.
-    """
-    width = min(student_logits.shape[-1], teacher_logits.shape[-1])
-    student = log_probabilities(student_logits[:, :width], temperature)
-    teacher = log_probabilities(teacher_logits.detach()[:, :width], temperature)
-    return divergence_between(student, teacher, divergence=divergence, beta=beta)
 
 
 def top_k_of(logits: torch.Tensor, targets: torch.Tensor, k: int, *, temperature: float = 1.0) -> TopK:

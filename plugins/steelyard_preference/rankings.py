@@ -7,7 +7,7 @@ import json
 import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ class Ranking:
     """What follows the prompt."""
     margin: float = 0.0
     where: str = ""
+    source: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,7 +65,15 @@ class RankingStats:
     dropped_identical: int = 0
     """Lists whose answers are all the same."""
     tokens: int = 0
-    longest: int = field(default=0)
+    by_source: dict[str, dict[str, int]] = field(default_factory=dict)
+    """The counts of lists that are not 0, for each source that rows name."""
+
+    def count(self, what: str, source: str | None) -> None:
+        """One more list of a source: ``lists_in``, ``lists`` or why it was dropped."""
+        setattr(self, what, getattr(self, what) + 1)
+        if source is not None:
+            own = self.by_source.setdefault(source, {})
+            own[what] = own.get(what, 0) + 1
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -103,7 +112,9 @@ def read_ranking(row: Row, *, margin: bool = False) -> Ranking:
             raise DataError(f"{where} has neither 'ranked' nor 'chosen' and 'rejected'; it has {', '.join(sorted(row))}")
         answers = [row[name] for name in names]
     prompt = as_dicts(row["prompt"]) if row["prompt"] else []
-    return Ranking(prompt, [_messages(answer, where) for answer in answers], _margin(row, where) if margin else 0.0, where)
+    return Ranking(
+        prompt, [_messages(answer, where) for answer in answers], _margin(row, where) if margin else 0.0, where, row.get("source")
+    )
 
 
 def encode_rankings(
@@ -142,18 +153,18 @@ def split_by_prompt(rankings: Sequence[EncodedRanking], *, heldout: float, seed:
 def _usable(rankings: Iterable[Ranking], stats: RankingStats) -> Iterator[Ranking]:
     """With what follows the prompt as answers; without the empty and the unrelated."""
     for ranking in rankings:
-        stats.lists_in += 1
+        stats.count("lists_in", ranking.source)
         prompt = ranking.prompt or _common_start(ranking.answers)
         answers = [answer[len(prompt) :] if answer[: len(prompt)] == prompt else answer for answer in ranking.answers]
         if any(not answer or not (answer[-1]["content"].strip() or answer[-1].get("tool_calls")) for answer in answers):
-            stats.dropped_empty += 1
+            stats.count("dropped_empty", ranking.source)
         elif not prompt or any(answer[0]["role"] != "assistant" for answer in answers):
-            stats.dropped_unshared += 1
+            stats.count("dropped_unshared", ranking.source)
         else:
             for answer in answers:
                 if answer[-1]["role"] != "assistant":
                     raise DataError(f"{ranking.where}: an answer must end with an assistant message, got {answer!r}"[:400])
-            yield Ranking(prompt, answers, ranking.margin, ranking.where)
+            yield replace(ranking, prompt=prompt, answers=answers)
 
 
 def _fit(ranking: Ranking, rows: list[list[int]], stats: RankingStats, *, max_length: int, refuse: bool) -> EncodedRanking | None:
@@ -163,16 +174,15 @@ def _fit(ranking: Ranking, rows: list[list[int]], stats: RankingStats, *, max_le
             raise DataError(
                 f"{ranking.where} has an answer that ends after {longest} tokens, over max_length {max_length}; raise it, or drop"
             )
-        stats.dropped_too_long += 1
+        stats.count("dropped_too_long", ranking.source)
         return None
     pairs = tuple((a, b) for a, b in itertools.combinations(range(len(rows)), 2) if rows[a] != rows[b])
     if not pairs:
-        stats.dropped_identical += 1
+        stats.count("dropped_identical", ranking.source)
         return None
-    stats.lists += 1
+    stats.count("lists", ranking.source)
     stats.pairs += len(pairs)
     stats.tokens += sum(map(len, rows))
-    stats.longest = max(stats.longest, longest)
     answers = tuple(EncodedRow(np.asarray(ids, np.int32), np.zeros(len(ids), np.bool_)) for ids in rows)
     return EncodedRanking(answers, pairs, ranking.margin, json.dumps(ranking.prompt, sort_keys=True))
 

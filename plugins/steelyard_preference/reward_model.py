@@ -7,6 +7,7 @@ puts behind it): where transformers' own sequence classifiers, and with them the
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -104,7 +105,7 @@ def load_scorer(
     check_model_folder(folder, allow_remote_code=allow_remote_code)
     verbosity = transformers_logging.get_verbosity()
     # That the head is missing is the point, and no warning is due; what else is amiss is told below.
-    transformers_logging.set_verbosity(transformers_logging.ERROR)
+    transformers_logging.set_verbosity(logging.ERROR)
     try:
         loaded: Any = AutoModelForSequenceClassification.from_pretrained(
             folder,

@@ -159,7 +159,7 @@ def _objective(tokens: PolicyTokens, dials: PolicyOptions, log_ratio: torch.Tens
         assert dials.tau is not None
         whole = sum_by_row(tokens.logprobs - tokens.old.detach(), tokens.rows, tokens.n_rows)
         # Spread over the answer's tokens, so that it sums to the answer's loss and can be weighted like the others.
-        lengths = torch.bincount(tokens.rows, minlength=tokens.n_rows).clamp(min=1)
+        lengths = _lengths(log_ratio, tokens.rows, tokens.n_rows)
         answer = dials.tau / 2 * whole.square()
         per_token = (answer / lengths)[tokens.rows] - advantages * (tokens.logprobs - tokens.old.detach())
         return per_token, {"ratio_mean": log_ratio.exp(), "clip_fraction": torch.zeros_like(log_ratio)}
@@ -197,8 +197,13 @@ def importance_log_ratio(
     sums = sum_by_row(log_ratio, rows, n_rows)
     if level == "trajectory":
         return sums.clamp(-_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO)[rows]
-    means = (sums / torch.bincount(rows, minlength=n_rows).clamp(min=1))[rows]
+    means = (sums / _lengths(log_ratio, rows, n_rows))[rows]
     return means if level == "sequence" else means.detach() + log_ratio - log_ratio.detach()
+
+
+def _lengths(values: torch.Tensor, rows: torch.Tensor, n_rows: int) -> torch.Tensor:
+    """(n_rows,) how many tokens each row has, at least 1; counted without waiting for the device."""
+    return sum_by_row(torch.ones_like(values, requires_grad=False), rows, n_rows).clamp(min=1)
 
 
 def divergence(

@@ -152,12 +152,12 @@ def plain_model(model: PreTrainedModel, weights: Mapping[str, torch.Tensor]) -> 
     with torch.device("meta"):
         plain = type(model)(copy.deepcopy(model.config))
     plain.load_state_dict(dict(weights), assign=True)
-    plain.tie_weights()  # type: ignore[no-untyped-call]
+    plain.tie_weights()
     for name, buffer in model.named_buffers():
         owner, _, last = name.rpartition(".")
         if plain.get_submodule(owner)._buffers[last].is_meta:  # type: ignore[union-attr]
             plain.get_submodule(owner)._buffers[last] = buffer  # what is not in the state: the rotary frequencies
-    if model.can_generate():  # type: ignore[no-untyped-call]
+    if model.can_generate():
         plain.generation_config = copy.deepcopy(model.generation_config)
     return plain
 
@@ -197,7 +197,7 @@ def _inject(model: PreTrainedModel, options: AdapterOptions) -> None:
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM if _new_head(model) is None else TaskType.SEQ_CLS,
         r=options.rank,
-        lora_alpha=int(options.alpha) if options.alpha.is_integer() else options.alpha,
+        lora_alpha=options.alpha,
         lora_dropout=options.dropout,
         use_rslora=options.use_rslora,
         use_dora=options.use_dora,

@@ -199,7 +199,7 @@ class _Kept:
         if not self.sharded:
             return
         tensors = {f"model.{name}": tensor for name, tensor in self.tensors().items()}
-        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        names: dict[torch.Tensor, str] = {parameter: name for name, parameter in self.model.named_parameters()}
         for parameter, moments in self.optimizer.state.items() if self.optimizer is not None else ():
             tensors |= {f"optimizer.{names[parameter]}.{key}": one for key, one in moments.items() if isinstance(one, DTensor)}
         write_shards(tensors, self._parts(folder))

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
 from steelyard.errors import ArtifactError, StorageError
@@ -74,7 +75,7 @@ def write_shards(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
     """Sharded tensors, every rank its own part; all ranks must take part, and if one fails all do. Raises StorageError."""
     with _quietly():
         try:
-            dcp.save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True), no_dist=_alone())
+            save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True), no_dist=_alone())
         except CheckpointException as error:
             rank, (cause, _) = min(error.failures.items())
             raise storage_problem(cause, folder) or StorageError(f"rank {rank} cannot write to {str(folder)!r}: {cause}") from error
@@ -90,7 +91,7 @@ def read_shards(folder: Path, wanted: Mapping[str, torch.Tensor]) -> None:
     """Fill tensors, whole or sharded, from what any number of ranks has written; all ranks must take part. Raises ArtifactError."""
     with _quietly():
         try:
-            dcp.load(dict(wanted), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=_alone())
+            load(dict(wanted), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=_alone())
         except CheckpointException as error:
             rank, (cause, _) = min(error.failures.items())
             raise ArtifactError(f"rank {rank} cannot read {str(folder)!r}: {cause}") from error

@@ -351,8 +351,9 @@ def _fit(
     if longest > max_length:
         if on_too_long == "refuse":
             source = _source(sources, rows[0].index)
+            where = f"row {rows[0].index}" + (f" of source {source!r}" if source is not None else "")
             raise DataError(
-                f"row {rows[0].index}{'' if source is None else f' of source {source!r}'} has {longest} tokens, over max_length {max_length}; "
+                f"{where} has {longest} tokens, over max_length {max_length}; "
                 "raise it, or set on_too_long to 'truncate' or 'drop'"
             )
         if on_too_long == "drop":

@@ -38,8 +38,8 @@ __all__ = [
     "token_logprobs",
 ]
 
-_CHUNK = 2**23
-"""Logits that are worked on at once: enough for the matrix product, few enough to stay near the processor."""
+_CHUNK = 2**25
+"""Logits that are worked on at once."""
 _SEPARABLE: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
 
 

@@ -1,8 +1,8 @@
 """The LM head with its cross-entropy as one differentiable function that keeps little and passes over the logits few times.
 
 For hidden states h (N, H), weights W (V, H), logits z = f(a · (h Wᵀ + b)) with a constant a and an optional soft cap f, and targets y it
-gives log softmax(z)[y] and, where asked, the entropy E = −Σ p log p. The logits' gradient, g · (1[y] − p) − g' · p · (log p + E), is written
-over the logits in place. No softmax is kept: the logits are, as long as they are few, and else they are computed again.
+gives log softmax(z)[y] and, where asked, the entropy E = −Σ p log p. The logits' gradient, g · (1[y] − p) − g' · p · (log p + E), is
+written over the logits in place. No softmax is kept: the logits are, as long as they are few, and else they are computed again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class HeadOptions(NamedTuple):
     """Divides the logits, behind the soft cap."""
     entropy: bool = False
     chunk: int = 1024
-    """Rows whose logits are there at once."""
+    """Rows whose logits are worked on at once; the fewer, the slower the product for the weights' gradient."""
     kept: int = 0
     """Rows whose logits are kept from the forward to the backward pass."""
 
@@ -75,7 +75,7 @@ class _Head(torch.autograd.Function):
         options: HeadOptions = ctx.options
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+        grad_weight: torch.Tensor | None = None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if wants_bias and bias is not None else None
         kept, ctx.kept = list(ctx.kept), []
         cast = weight.to(options.dtype)
@@ -98,8 +98,10 @@ class _Head(torch.autograd.Function):
             slope = slope.to(options.dtype)
             if grad_hidden is not None:
                 grad_hidden[part] = slope @ cast
-            if grad_weight is not None:
-                _add_product(grad_weight, slope, states.to(options.dtype))
+            if wants_weight:
+                grad_weight = _add_product(grad_weight, slope, states.to(options.dtype))
+        if wants_weight and grad_weight is None:
+            grad_weight = torch.zeros_like(weight)
         return (
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight.dtype),
@@ -110,7 +112,10 @@ class _Head(torch.autograd.Function):
 
 
 def _chunks(count: int, size: int) -> list[tuple[int, int]]:
-    return [(start, min(start + size, count)) for start in range(0, count, size)]
+    """Of about equal size, none above ``size``."""
+    parts = -(-count // size)
+    ends = [count * (i + 1) // parts for i in range(parts)]
+    return list(zip([0, *ends], ends, strict=False))
 
 
 def _logits(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, options: HeadOptions) -> torch.Tensor:
@@ -158,9 +163,10 @@ def _grad_logits(
     return slope
 
 
-def _add_product(total: torch.Tensor, slope: torch.Tensor, states: torch.Tensor) -> None:
-    """total (V, H) float32 += slopeᵀ states."""
+def _add_product(total: torch.Tensor | None, slope: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    """total (V, H) float32 plus slopeᵀ states."""
+    if total is None:
+        return (slope.t() @ states).float()
     if slope.dtype == torch.float32:
-        total.addmm_(slope.t(), states)
-    else:
-        total.add_(slope.t() @ states)
+        return total.addmm_(slope.t(), states)
+    return total.add_(slope.t() @ states)

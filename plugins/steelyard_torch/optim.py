@@ -195,7 +195,7 @@ def _what_is_not_finite(model: PreTrainedModel, loss: float, grad_norm: float) -
 
 def _not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> str | None:
     """The first tensor with a NaN or an infinity, and how many more there are. On several ranks all look, and find the same."""
-    bad = [name for name, tensor in tensors if tensor.is_floating_point() and not bool(whole(torch.isfinite(tensor).sum()) == tensor.numel())]
+    bad = [name for name, tensor in tensors if tensor.is_floating_point() and int(whole(torch.isfinite(tensor).sum())) < tensor.numel()]
     if not bad:
         return None
     return repr(bad[0]) + (f" and {len(bad) - 1} more" if len(bad) > 1 else "")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -93,13 +93,13 @@ def open_world(rank: Rank) -> World:
         torch.cuda.set_device(rank.local)
     if not dist.is_initialized():
         host, _, port = rank.meeting.rpartition(":")
-        store = dist.TCPStore(host, int(port), is_master=False, timeout=timedelta(minutes=5))
-        open_group(dist.PrefixStore("steelyard", store), rank.rank, rank.size)
+        store = dist.TCPStore(host, int(port), is_master=False, timeout=timedelta(minutes=5))  # type: ignore[attr-defined]
+        open_group(dist.PrefixStore("steelyard", store), rank.rank, rank.size)  # type: ignore[attr-defined]
     return World(rank.rank, rank.size, rank.local)
 
 
-def open_group(store: dist.Store, rank: int, size: int) -> None:
-    """Make the default process group: gloo for what is on the CPU, NCCL for what is on accelerators."""
+def open_group(store: Any, rank: int, size: int) -> None:
+    """Make the default process group over a ``torch.distributed.Store``: gloo for what is on the CPU, NCCL for what is on accelerators."""
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
 
@@ -131,5 +131,5 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter], world: World) -> Non
 def _sum_bucket(bucket: list[torch.Tensor]) -> None:
     flat = torch.cat([gradient.flatten() for gradient in bucket])
     dist.all_reduce(flat)
-    for gradient, part in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
+    for gradient, part in zip(bucket, torch.split(flat, [gradient.numel() for gradient in bucket]), strict=True):
         gradient.copy_(part.view_as(gradient))

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import mmap
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -27,6 +29,8 @@ from steelyard_torch.templates import template_hash
 __all__ = ["cache_key", "cached_pairs", "cached_rows", "file_sha256", "read_tensors", "write_tensors"]
 
 _FORMAT = 3
+_KINDS = {"BOOL": "?", "I8": "i1", "I16": "<i2", "I32": "<i4", "I64": "<i8", "U8": "u1", "F16": "<f2", "F32": "<f4", "F64": "<f8"}
+"""numpy's names of safetensors' element types."""
 
 
 def cache_key(dataset: Path, tokenizer: PreTrainedTokenizerFast, options: Mapping[str, Any]) -> str:
@@ -97,21 +101,39 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray[Any, Any]], facts
 
 def read_tensors(path: Path) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]] | None:
     """Tensors and facts as :func:`write_tensors` was given them; None when there is no such file, or it is not what was written: a
-    damaged cache is only a cache."""
+    damaged cache is only a cache.
+
+    The tensors lie in the mapped file, to be read only: the system may drop their pages from memory, and processes share them.
+    """
     try:
-        with safe_open(path, framework="numpy") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+        with safe_open(path, framework="numpy") as file:  # checks the header against the file's length
             about = json.loads(file.metadata()["about"])
+        tensors = _mapped(path)
         return (tensors, about["facts"]) if about["sha256"] == _checksum(tensors) else None
     except (SafetensorError, OSError, KeyError, TypeError, ValueError):
         return None
+
+
+def _mapped(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """A safetensors file's tensors without a copy; safetensors' own reader for numpy makes one."""
+    with path.open("rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(start - 8))
+        whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    tensors = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            shape, kind = entry["shape"], np.dtype(_KINDS[entry["dtype"]])
+            flat = np.frombuffer(whole, kind, math.prod(shape), start + entry["data_offsets"][0])
+            tensors[name] = flat.reshape(shape)
+    return tensors
 
 
 def _checksum(tensors: Mapping[str, np.ndarray[Any, Any]]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
-        digest.update(np.ascontiguousarray(tensor).tobytes())
+        digest.update(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8))
     return digest.hexdigest()
 
 

@@ -23,9 +23,9 @@ from steelyard_torch.adapters import adapter_facts, make_trainable, merged_state
 from steelyard_torch.batching import MicroBatch, micro_batches
 from steelyard_torch.checkpoint import load_checkpoint, save_checkpoint
 from steelyard_torch.config import OptimiserOptions
-from steelyard_torch.device import seed_everything, set_gradient_checkpointing, setup_runtime
+from steelyard_torch.device import compile_layers, seed_everything, set_gradient_checkpointing, setup_runtime
 from steelyard_torch.encoding import EncodedChats, EncodedRow, OnTooLong, TrainedTurns, encode_chats
-from steelyard_torch.flops import mfu, training_flops
+from steelyard_torch.flops import batch_flops, mfu
 from steelyard_torch.freezing import describe_trainable, trainable_facts
 from steelyard_torch.head import prepare_scoring
 from steelyard_torch.memory import memory_errors, optimiser_memory_errors
@@ -72,6 +72,10 @@ class Trainee:
             _switch_dropout_off(self.model)
         if options.gradient_checkpointing:
             set_gradient_checkpointing(self.model, True)
+        if options.compile:
+            if self._sharded:
+                raise UsageError("`compile` is not built for sharded models; leave it out, or set `sharding: {shard: false}`")
+            compile_layers(self.model)
         if self._sharded:
             self._shard(self.model)
         if not self.world.main:
@@ -84,6 +88,7 @@ class Trainee:
         self._warmup = 0
         self._last: dict[str, float] = {}
         self._passed_over = 0
+        self._batches: list[MicroBatch] = []
         self._step_started = self._checkpointed = time.monotonic()
         self._saved_position: Any = None
         self._companions: dict[str, tuple[PreTrainedModel, torch.optim.Optimizer | None]] = {}
@@ -234,7 +239,7 @@ class Trainee:
                 given, and what they begin with in common is computed once where the attention allows it.
             whole: a group is never parted.
         """
-        return micro_batches(
+        self._batches = micro_batches(
             rows,
             token_budget=self.options.micro_batch_tokens,
             pad_id=self.tokenizer.pad_token_id,
@@ -245,6 +250,7 @@ class Trainee:
             rank=self.world.rank,
             size=self.world.size,
         )
+        return list(self._batches)
 
     def update(
         self,
@@ -291,7 +297,7 @@ class Trainee:
             **summed,
             **(shared or {}),
         }
-        self._add_mfu(report, tokens, trained_tokens, sequences, seconds)
+        self._add_mfu(report, seconds)
         self._last = {name: value for name, value in report.items() if math.isfinite(value)}
         self.context.io.report(report, step=self.step)
         self.context.io.progress(self.step, self.total_steps, "steps", note or f"loss {loss:.3f}")
@@ -314,13 +320,16 @@ class Trainee:
         self._passed_over += step - self.step
         self.step = step
 
-    def _add_mfu(self, report: dict[str, float], tokens: int, trained_tokens: int, sequences: int, seconds: float) -> None:
-        if self.options.peak_flops is None or not tokens:
+    def _add_mfu(self, report: dict[str, float], seconds: float) -> None:
+        """Of this rank's device on the micro-batches last made, which are those of the step; the ranks' are about equally large."""
+        batches, self._batches = self._batches, []
+        if self.options.peak_flops is None or not batches:
             return
-        flops = training_flops(self.model, tokens=tokens, trained_tokens=trained_tokens, mean_length=tokens / max(sequences, 1))
-        share = mfu(flops, seconds, peak_flops=self.options.peak_flops * self.world.size)
-        if share is not None:
-            report["perf/mfu"] = share
+        needed = [batch_flops(self.model, batch) for batch in batches]
+        if None not in needed:
+            share = mfu(sum(flops for flops in needed if flops), seconds, peak_flops=self.options.peak_flops)
+            if share is not None:
+                report["perf/mfu"] = share
 
     def rest(self, position: Mapping[str, Any]) -> None:
         """Between optimiser steps: write a checkpoint when one is due, and stop when asked to. ``position`` (JSON) is where in the data

@@ -132,6 +132,7 @@ def steelyard_verifiers() -> Iterator[VerifierSpec]:
         config=LazyRef("steelyard_verifiers.judge.config:RewardModelConfig"),
         isolation="inline",
         needs=("base",),
+        model_option="model",
         summary="the score of a sequence classifier",
     )
     yield VerifierSpec(

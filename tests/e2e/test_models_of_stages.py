@@ -32,12 +32,15 @@ rounds:
 {stages}
 """
 SIBLING = """\
-      - {name: a, kind: count, data: lines, rate: 0.015}
       - {name: rm, kind: judge, data: lines}
+      - {name: a, kind: count, data: lines, rate: 0.015}
 """
 SOUP = """\
       - {name: rm, kind: judge, data: lines}
-      - {name: b, kind: count, data: lines}
+      - name: b
+        kind: count
+        data: lines
+        verifiers: {own: {kind: liked, model: "stage:rm"}, other: {kind: liked, model: "run:runs/sibling#rm"}}
       - {name: soup, kind: blend, models: {own: previous, other: "run:runs/sibling#first/a", best: "run:runs/sibling", plain: ./folder}}
       - {name: rm2, kind: judge, data: lines, models: {older: "run:runs/sibling#rm"}}
 """
@@ -108,6 +111,14 @@ def test_the_lineage_tells_every_model_and_a_common_past_once(done: Path) -> Non
     assert (plain["outside"], plain["step"], plain["data"], plain["parents"]) == ("./folder", "outside", None, {})
     shown = steelyard("lineage", "runs/soup", cwd=done).stdout
     assert "is run:runs/sibling" in shown and "told above" in shown
+
+
+def test_a_verifier_may_be_a_reward_model_of_the_run_or_of_another(done: Path) -> None:
+    stage = model(done, "soup", "first/b")
+    manifest = json.loads((stage / "manifest.json").read_text())
+    assert manifest["inputs"]["model:stage:rm"] == model(done, "soup", "first/rm").name
+    parents = json.loads((stage / "lineage.json").read_text())["parents"]
+    assert parents["model:stage:rm"]["makes"] == "reward_model" and parents["model:run:runs/sibling#rm"]["outside"] == "run:runs/sibling#rm"
 
 
 def test_the_card_and_the_report_name_them(done: Path) -> None:

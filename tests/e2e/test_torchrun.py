@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
-FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
-sys.path[:0] = [str(FIXTURES / "light_lab"), str(FIXTURES / "small_lab")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "fixtures" / "light_lab"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "fixtures" / "small_lab"))
 import light_lab
 import small_lab
 
@@ -86,17 +86,17 @@ def test_a_shared_stage_runs_on_every_rank_and_all_else_on_the_first(tmp_path: P
     assert not leftovers(folder) and not any(is_alive(one["pid"]) for one in ranks)
 
 
-@pytest.mark.parametrize(
-    ("fault", "rank", "words", "code"),
-    [
-        ("kill", 1, "rank 1 of 2 was killed by SIGKILL", 5),
-        ("kill", 0, "rank 0 of 2 was killed by SIGKILL", 5),
-        ("exit", 1, "rank 1 of 2 ended with exit code 9 before the step was done", 5),
-        ("refuse", 1, "rank 1 of 2: row 3 has no text", 5),
-        ("raise", 1, "rank 1 of 2: ValueError: the parts do not fit", 3),
-        ("refuse", 0, "step 'only/a' failed: row 3 has no text", 5),
-    ],
-)
+FAULTS = [
+    pytest.param("kill", 1, "rank 1 of 2 was killed by SIGKILL", 5, id="rank 1 killed"),
+    pytest.param("raise", 1, "rank 1 of 2: ValueError: the parts do not fit", 3, id="an error on rank 1"),
+    pytest.param("kill", 0, "rank 0 of 2 was killed by SIGKILL", 5, id="rank 0 killed", marks=pytest.mark.slow),
+    pytest.param("exit", 1, "rank 1 of 2 ended with exit code 9 before the step was done", 5, id="rank 1 gone", marks=pytest.mark.slow),
+    pytest.param("refuse", 1, "rank 1 of 2: row 3 has no text", 5, id="rank 1 refuses", marks=pytest.mark.slow),
+    pytest.param("refuse", 0, "step 'only/a' failed: row 3 has no text", 5, id="rank 0 refuses", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("fault", "rank", "words", "code"), FAULTS)
 def test_what_goes_wrong_on_one_rank_ends_the_step_though_the_others_wait(
     tmp_path: Path, fault: str, rank: int, words: str, code: int
 ) -> None:
@@ -115,6 +115,7 @@ def test_what_goes_wrong_on_one_rank_ends_the_step_though_the_others_wait(
     assert not any(is_alive(one["pid"]) for one in ranks_of(folder))
 
 
+@pytest.mark.slow
 def test_a_failed_step_is_run_again_by_resume(tmp_path: Path) -> None:
     folder = project(tmp_path, fault="kill", once="true")
     assert steelyard("run", "recipe.yaml", cwd=folder).returncode == 5
@@ -123,7 +124,7 @@ def test_a_failed_step_is_run_again_by_resume(tmp_path: Path) -> None:
     assert not leftovers(folder)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_stops_all_ranks_and_leaves_none(tmp_path: Path, number: signal.Signals) -> None:
     folder = project(tmp_path, pause=60)
     process = light_lab.start_steelyard("run", "recipe.yaml", cwd=folder, TMPDIR=str(folder / "tmp"))
@@ -138,7 +139,7 @@ def test_a_signal_stops_all_ranks_and_leaves_none(tmp_path: Path, number: signal
     assert not any(is_alive(one["pid"]) for one in ranks) and not leftovers(folder)
 
 
-@pytest.mark.parametrize("victim", ["conductor", "agent"])
+@pytest.mark.parametrize("victim", ["conductor", pytest.param("agent", marks=pytest.mark.slow)])
 def test_no_rank_outlives_the_conductor_or_the_agent(tmp_path: Path, victim: str) -> None:
     folder = project(tmp_path, pause=60)
     process = light_lab.start_steelyard("run", "recipe.yaml", cwd=folder, TMPDIR=str(folder / "tmp"))
@@ -151,3 +152,60 @@ def test_no_rank_outlives_the_conductor_or_the_agent(tmp_path: Path, victim: str
     if victim == "agent":
         assert process.returncode == 5
         assert "of 2 was killed by SIGKILL" in said or "torchrun's agent was killed by SIGKILL" in said or "closed the channel" in said
+
+
+def test_a_plan_says_what_is_shared(tmp_path: Path) -> None:
+    folder = project(tmp_path)
+    told = json.loads(steelyard("plan", "recipe.yaml", "--json", cwd=folder).stdout)
+    assert told["launcher"] == {"kind": "torchrun", "processes": 2, "shared": ["only/a"]}
+    assert "launcher torchrun: 2 processes share only/a" in steelyard("plan", "recipe.yaml", cwd=folder).stdout
+    assert "processes share" not in steelyard("plan", "recipe.yaml", "launcher={kind: local}", cwd=folder).stdout
+
+
+SMALL = """\
+steelyard: 1
+name: small
+seed: 3
+base: {model: base}
+suites: {dev: dev.yaml}
+decontaminate: {min_words: 8}
+launcher: {kind: torchrun, processes: 2, threads: 1}
+data:
+  chats: {kind: mix, sources: [{kind: tasks, tasks: [upper, maximum], form: chat, rows: 600, verbose_share: 0.6, seed: 1}]}
+rounds:
+  - name: sft
+    stages:
+      - {name: sft, kind: sft, data: chats, epochs: 2, batch_size: 32, lr: 2.0e-3, max_length: 64, checkpoint_every: 3}
+gate: {guards: [], on_reject: continue, on_inconclusive: keep_champion}
+"""
+
+
+def ranks_under(pid: int) -> list[psutil.Process]:
+    return [child for child in psutil.Process(pid).children(recursive=True) if "steelyard.run.worker" in child.cmdline()[-2:]]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_rank_killed_in_training_costs_no_more_than_the_steps_behind_the_last_checkpoint(tmp_path: Path) -> None:
+    whole, broken = (small_lab.make_small_project(tmp_path / name, SMALL) for name in ("whole", "broken"))
+    done = small_lab.steelyard("run", "recipe.yaml", cwd=whole)
+    assert done.returncode in (0, 1), done.stderr
+    assert "sft: " in done.stdout, "it went through its gate"
+
+    process = small_lab.start_steelyard("run", "recipe.yaml", cwd=broken)
+    run_dir = broken / small_lab.RUN
+    small_lab.wait_for(lambda: list(run_dir.glob("checkpoints/*/step-*/manifest.json")))
+    victim = ranks_under(process.pid)[-1]
+    victim.kill()
+    assert process.wait(timeout=60) == 5
+    assert "of 2 was killed by SIGKILL" in small_lab.said(broken)
+    assert not small_lab.processes_of(broken)
+    assert not [row for row in small_lab.ledger_rows(run_dir) if row.step == "sft/sft" and row.status == "done"]
+
+    resumed = small_lab.steelyard("resume", small_lab.RUN, cwd=broken)
+    assert resumed.returncode == done.returncode, resumed.stderr
+    assert "resumed from the checkpoint of optimiser step" in resumed.stderr
+    mine, theirs = (small_lab.digests_of(place)["sft/sft"]["model.safetensors"] for place in (run_dir, whole / small_lab.RUN))
+    assert mine == theirs, "the same weights to the last bit"
+    assert small_lab.decisions(run_dir) == small_lab.decisions(whole / small_lab.RUN)
+    assert not small_lab.leftovers(run_dir) and not small_lab.processes_of(broken)

@@ -102,6 +102,7 @@ class Bench:
         verifiers: VerifierSet | None = None,
         shapers: Sequence[Shaper] = (),
         engine: Mapping[str, Any] | None = None,
+        inputs: Mapping[str, Path] | None = None,
     ) -> StageContext:
         """A context of the step ``name``: the same name is the same step, with its checkpoints, and with a fresh output folder."""
         step = self.root / name
@@ -123,6 +124,7 @@ class Bench:
             engine=open_engines(self.registry, entry, model, self._closing),
             verifiers=verifiers if verifiers is not None else open_verifiers({}, self.registry),
             shapers=shapers,
+            inputs=inputs or {},
         )
 
 

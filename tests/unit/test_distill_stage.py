@@ -313,5 +313,6 @@ def test_a_model_without_a_head_of_its_own_kind_gets_the_selection_afterwards() 
 def test_the_plugin_names_a_stage_with_messages_and_a_reference() -> None:
     (spec,) = steelyard_distill.steelyard_stages()
     assert (spec.name, spec.data, spec.needs_reference) == ("distill", "messages", True)
+    assert spec.models == ("teacher",) and spec.models_for_reference
     assert spec.impl.load() is Distill
     assert spec.config is not None and spec.config.load() is DistillConfig

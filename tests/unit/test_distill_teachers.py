@@ -16,8 +16,10 @@ import torch
 from pydantic import ValidationError
 
 import steelyard_distill.asking
-from steelyard.errors import DataError, EngineError, Interrupted, ModelError, UsageError
+from steelyard.errors import DataError, EngineError, Interrupted, ModelError, RecipeError, UsageError
+from steelyard.plugins import load_registry
 from steelyard.protocols import Engine, StageContext
+from steelyard.recipe import load_recipe
 from steelyard.records import Prompt, Sampling, StageResult
 from steelyard.rows import write_rows
 from steelyard.run.checkpoints import FolderCheckpoints
@@ -186,6 +188,13 @@ def test_a_share_of_the_steps_is_on_policy_and_an_interruption_changes_no_bit(wo
     resumed = distill(world, "cut", io=again, **options)
     assert [step for step, _ in again.metrics] == list(range(4, 13))
     assert weights_sha256(resumed.model) == weights_sha256(whole.model)
+
+
+def test_an_adapter_is_taught_on_its_own_answers_too(world: Path) -> None:
+    io = RecordedIO()
+    adapter = {"rank": 8, "alpha": 16}
+    result = distill(world, "lora", io=io, epochs=10, divergence="reverse_kl", adapter=adapter, lr=1e-2, **ON_POLICY)
+    assert held_out_reverse_kl(world, result.model) < 0.8 * held_out_reverse_kl(world, world / "student")
 
 
 def test_the_drawn_share_is_the_one_asked_for() -> None:
@@ -484,3 +493,39 @@ def test_what_a_recipe_says_can_be_written_out_and_read_again() -> None:
     for options in ({}, ON_POLICY, {"stored": True, "top_k": 2}, {"teacher": "server", "server": SERVER, "top_k": 5}):
         config = DistillConfig(**{"lr": 1e-3, **options})
         assert DistillConfig.model_validate(json.loads(json.dumps(config.model_dump(mode="json")))) == config
+
+
+RECIPE = """\
+steelyard: 1
+name: taught
+base: {new: {architecture: {model_type: llama}, tokenizer: {characters: ab}}}
+suites: {}
+data:
+  chats: {kind: mix, sources: [{kind: jsonl, path: rows.jsonl}]}
+rounds:
+  - name: first
+    stages:
+      - {kind: distill, data: chats, lr: 1.0e-3, MORE}
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("models: {teacher: TEACHER}", None),
+        ("teacher: server, top_k: 5, server: {url: 'http://127.0.0.1:1/v1', model: m}", None),
+        ("lr_floor: 0.1", "needs a reference other than the model it starts from"),
+        ("models: {teacher: TEACHER}, reference: base", "either 'reference' or 'models'"),
+        ("models: {judge: TEACHER}", "judge"),
+        ("models: {teacher: TEACHER}, teacher: server, top_k: 5, server: {url: 'http://127.0.0.1:1/v1', model: m}", "is on a server"),
+    ],
+)
+def test_a_recipe_names_its_teacher_once(tmp_path: Path, models: Path, more: str, message: str | None) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": conversations(1)[0]}) + "\n")
+    path = tmp_path / "taught.yaml"
+    path.write_text(RECIPE.replace("MORE", more.replace("TEACHER", str(models / "teacher"))))
+    if message is None:
+        load_recipe(path, [], load_registry())
+        return
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(path, [], load_registry())

@@ -19,9 +19,10 @@ from steelyard_distill.divergences import (
     Divergence,
     Tail,
     TopK,
+    divergence_between,
+    log_probabilities,
     reverse_kl,
     sampled_reverse_kl,
-    token_divergences,
     top_k_divergences,
     top_k_of,
 )
@@ -37,6 +38,14 @@ def logits(seed: int, tokens: int = 6, vocabulary: int = 9) -> torch.Tensor:
 
 def targets(tokens: int = 6, vocabulary: int = 9) -> torch.Tensor:
     return torch.randint(vocabulary, (tokens,), generator=torch.Generator().manual_seed(5))
+
+
+def whole_divergences(
+    student: torch.Tensor, teacher: torch.Tensor, *, divergence: Divergence, beta: float = 0.5, temperature: float = 1.0
+) -> torch.Tensor:
+    """Between whole distributions, over the student's vocabulary, with its gradient by automatic differentiation."""
+    pair = (log_probabilities(one[:, : student.shape[1]], temperature) for one in (student, teacher))
+    return divergence_between(*pair, divergence=divergence, beta=beta)
 
 
 def softmax(row: list[float], temperature: float) -> list[float]:
@@ -87,7 +96,7 @@ def test_gradients_agree_with_finite_differences(divergence: Divergence, beta: f
 def test_with_the_whole_vocabulary_it_is_the_whole_divergence(divergence: Divergence, beta: float, tail: Tail) -> None:
     student, same, teacher = logits(0).requires_grad_(), logits(0).requires_grad_(), logits(1)
     found = top_k_divergences(student, top_k_of(teacher, targets(), 9), divergence=divergence, beta=beta, tail=tail)
-    whole = token_divergences(same, teacher, divergence=divergence, beta=beta)
+    whole = whole_divergences(same, teacher, divergence=divergence, beta=beta)
     torch.testing.assert_close(found, whole, rtol=1e-12, atol=1e-13)
     (mine,), (other,) = torch.autograd.grad(found.sum(), student), torch.autograd.grad(whole.sum(), same)
     torch.testing.assert_close(mine, other, rtol=1e-11, atol=1e-13)
@@ -225,7 +234,7 @@ def test_the_loss_and_its_gradients_are_those_of_automatic_differentiation(optio
     elif isinstance(known, TopK):
         divergence = top_k_divergences(mine, known, **keys)
     else:
-        divergence = token_divergences(mine, models.teacher.logits(models.teacher.states), **keys)
+        divergence = whole_divergences(mine, models.teacher.logits(models.teacher.states), **keys)
     cross_entropy = torch.nn.functional.cross_entropy(mine, models.targets, reduction="none")
     expected = (weights * (0.7 * divergence + 0.3 * cross_entropy)).sum()
     found = compare_states(models.student, models.targets, known, config, weights=weights, ce_coefficient=0.3, max_logits=50)

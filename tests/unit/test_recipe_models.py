@@ -169,6 +169,22 @@ def test_a_round_of_reward_models_alone_is_refused(project: Path, registry: Regi
     assert "round 'second' makes reward models only" in told
 
 
+JUDGED = "verifiers: {good: {kind: liked, model: 'stage:rm'}}"
+
+
+def test_a_verifier_whose_model_is_of_the_run_is_an_input_of_the_stage(project: Path, registry: Registry) -> None:
+    judged = ROUNDS.replace("{name: a, kind: count, data: lines}", f"{{name: a, kind: count, data: lines, {JUDGED}}}")
+    assert planned(project, registry, judged).step("first/a").inputs["model:stage:rm"] == "first/rm"
+    told = complaint(project, registry, "{name: rm, kind: judge, data: lines}", f"{{name: rm, kind: judge, data: lines, {JUDGED}}}")
+    assert "the model of verifier 'good', at stage 'rm', is 'stage:rm', but no earlier stage is named 'rm'" in told
+
+
+def test_data_is_not_checked_by_a_model_of_the_run(project: Path, registry: Registry) -> None:
+    (project / "recipe.yaml").write_text((HEAD + ROUNDS).replace("    kind: join\n", f"    kind: join\n    {JUDGED}\n"))
+    with pytest.raises(RecipeError, match="data entry 'lines' would be given the verifier 'good', whose model is 'stage:rm'"):
+        load_recipe(project / "recipe.yaml", (), registry)
+
+
 class _Plugin:
     """Stages whose configuration or descriptor goes with some models only."""
 

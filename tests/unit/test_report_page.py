@@ -351,6 +351,23 @@ def test_an_unfinished_run_has_a_report(tmp_path):
     maker.ledger.close()
 
 
+def test_a_reward_model_shows_how_often_it_was_right_and_how_certain(tmp_path):
+    maker = RunFolderMaker(tmp_path / "scored")
+    base = maker.model("base", "import", {})
+    bins = [{"low": 0.5, "high": 0.55, "pairs": 4, "confidence": 0.52, "accuracy": 0.5}, {"low": 0.9, "high": "torn", "pairs": None}]
+    told = {"pairs": 1204, "accuracy": 0.731, "log_loss": 0.5123, "brier": 0.1844, "ece": 0.041, "bins": bins}
+    key = maker.model("one/rm", "reward_model", {"model": base}, round_name="one")
+    (maker.store.path(key) / "stage.json").write_text(json.dumps({"kind": "reward_model", "facts": {"heldout": told}}))
+    report = render_report(maker.folder)
+    assert "reward_models" in report.sections
+    text = Page(report.html).text
+    assert "right on 73.1 % of 1,204 pairs; log loss 0.512 (a coin toss has 0.693), Brier score 0.184, calibration error 4.1 points" in text
+    assert "50.0 to 55.0 % 4 52.0 % 50.0 %" in text
+    (maker.store.path(key) / "stage.json").write_text('{"facts": {"heldout": {"pairs": "many"}}}')
+    assert "reward_models" not in render_report(maker.folder).sections
+    maker.ledger.close()
+
+
 def test_a_failure_and_an_interruption_stand_under_the_verdict(tmp_path):
     maker = RunFolderMaker(tmp_path / "broken")
     maker.model("base", "import", {})

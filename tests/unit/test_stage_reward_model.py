@@ -253,11 +253,13 @@ def test_lists_that_teach_nothing_are_left_out_and_counted(bench: Any) -> None:
         {"prompt": [], "chosen": ask("a") + said("b"), "rejected": other},
         {"prompt": [], "chosen": ask("a") + said("b"), "rejected": ask("a") + said("c")},
         {"prompt": ask("a"), "ranked": ["b", "b"]},
-        {"prompt": ask("a"), "ranked": ["b", "c" * 80]},
+        {"prompt": ask("a"), "ranked": ["b", "c" * 80], "source": "forum"},
+        {"prompt": ask("z"), "ranked": ["b", "c"], "source": "forum"},
     ]
     result, context = train(bench, config(max_steps=1, heldout=0.0), rows=rows)
     data = result.facts["data"]
-    assert (data["lists_in"], data["lists"]) == (12, 7)
+    assert (data["lists_in"], data["lists"]) == (13, 8)
+    assert data["by_source"] == {"forum": {"lists_in": 2, "lists": 1, "dropped_too_long": 1}}
     assert (data["dropped_empty"], data["dropped_unshared"], data["dropped_identical"], data["dropped_too_long"]) == (1, 2, 1, 1)
     assert any("1 dropped as too long" in line for line in context.io.lines)
     assert result.facts["heldout"] == {"lists": 0}

@@ -425,6 +425,35 @@ def test_a_mean_per_micro_batch_depends_on_their_cut_and_one_over_the_step_does_
     assert one != pytest.approx(other, rel=1e-4)
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_cut_into_micro_batches_changes_nothing(bench: Any, preset: str) -> None:
+    def losses(budget: int) -> dict[str, list[float]]:
+        own = {"tau": 0.3} if preset == "mirror_descent" else {}
+        options = config(preset=preset, steps=1, lr=1e-2, adam_eps=1e-2, minibatches=2, micro_batch_tokens=budget, **own)
+        value = critic(bench) if preset == "ppo" else None
+        _, context = train(bench, options, name=f"b{budget}", reference=bench.model(), value=value)
+        names = ("train/loss", "train/grad_norm", "rl/ratio_mean", "rl/value_grad_norm")
+        return {name: context.io.series(name) for name in names if name != "rl/value_grad_norm" or value is not None}
+
+    one_row, all_rows = losses(1), losses(100_000)
+    for name, values in all_rows.items():
+        assert one_row[name] == pytest.approx(values, rel=1e-3, abs=1e-5), name
+    assert len(all_rows["train/loss"]) >= 2
+
+
+def test_tokens_that_older_weights_sampled_have_their_ratio_against_those(bench: Any) -> None:
+    dials = {"steps": 6, "lr": 2e-2, "samples_per_prompt": 8, "max_new_tokens": 4, "drop_without_signal": False, "truncated": "keep"}
+    _, context = train(bench, config(**dials, partial={"budget": 1, "stale": "keep"}, max_logprob_gap=1e-3))
+    trained = [metrics for _, metrics in context.io.metrics if "train/loss" in metrics]
+    stale = [metrics["rl/stale_tokens"] for metrics in trained]
+    assert max(stale) > 0.3
+    assert trained[0]["rl/ratio_mean"] == pytest.approx(1.0, abs=1e-4), "no optimiser step before it"
+    for metrics in trained[1:]:
+        moved = abs(metrics["rl/ratio_mean"] - 1) > 1e-4
+        assert moved == (metrics["rl/stale_tokens"] > 0), "one optimiser step a rollout step, so only they are off the policy"
+    assert max(metrics["rl/logprob_gap"] for metrics in trained) < 1e-3, "and they are left out of the comparison with the engine"
+
+
 # Train and inference
 
 

@@ -21,8 +21,15 @@ SHAPES: dict[str, dict[str, Any]] = {
     "pretrain": {"batch_size": 6, "max_steps": 3},
     "dpo": {"batch_size": 6, "max_steps": 3, "nll_coefficient": 0.1},
     "distill": {"batch_size": 6, "max_steps": 3},
-    "grpo": {"steps": 2, "prompts_per_step": 4, "samples_per_prompt": 4, "max_new_tokens": 4, "minibatches": 2, "kl_coefficient": 0.1,
-             "monitors": {"patterns": False}},
+    "grpo": {
+        "steps": 2,
+        "prompts_per_step": 4,
+        "samples_per_prompt": 4,
+        "max_new_tokens": 4,
+        "minibatches": 2,
+        "kl_coefficient": 0.1,
+        "monitors": {"patterns": False},
+    },
 }
 DROPOUT = {"attention_dropout": 0.2}
 

@@ -10,12 +10,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from steelyard.errors import UsageError
-from steelyard_torch.batching import collate
-from steelyard_torch.device import Runtime, seed_everything, set_gradient_checkpointing, setup_runtime
+from steelyard.errors import ModelError, UsageError
+from steelyard_torch.batching import collate, pack
+from steelyard_torch.device import Runtime, compile_layers, seed_everything, set_gradient_checkpointing, setup_runtime
 from steelyard_torch.encoding import EncodedRow
 from steelyard_torch.flops import mfu, training_flops
-from steelyard_torch.head import token_logprobs
+from steelyard_torch.head import prepare_scoring, token_logprobs
 
 
 @pytest.fixture
@@ -111,3 +111,30 @@ def test_utilisation_is_not_reported_where_a_number_is_unknown() -> None:
     assert mfu(1e12, 2.0, peak_flops=1e12) == 0.5
     assert mfu(1e12, 2.0, peak_flops=None) is None
     assert mfu(None, 2.0, peak_flops=1e12) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiled_layers_give_the_same_gradients_for_lines_of_any_length(checkpointing: bool, model: LlamaForCausalLM) -> None:
+    model.train()
+    assert prepare_scoring(model)
+    batches = [pack([row(length, 4) for length in lengths]) for lengths in ((12, 9), (20, 7, 5))]
+
+    def of_packed() -> list[torch.Tensor]:
+        model.zero_grad()
+        for batch in batches:
+            token_logprobs(model, batch).logprobs.sum().backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    plain = of_packed()
+    set_gradient_checkpointing(model, checkpointing)
+    compile_layers(model)
+    for mine, theirs in zip(of_packed(), plain, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_compiling_without_a_compiler_is_refused(model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(ModelError, match=r"needs a C\+\+ compiler"):
+        compile_layers(model)

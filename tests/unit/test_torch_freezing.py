@@ -72,7 +72,8 @@ def test_untied_heads_are_frozen_apart_from_the_embeddings(bench: Any) -> None:
 
 
 def test_a_pattern_that_matches_nothing_names_what_is_near(bench: Any) -> None:
-    with pytest.raises(ModelError, match=r"freeze 'model.layer.\*.mlp.up_proj.weight' matches no weight .*'model.layers.\*.mlp.up_proj.weight'"):
+    near = r"freeze 'model.layer.\*.mlp.up_proj.weight' matches no weight .*'model.layers.\*.mlp.up_proj.weight'"
+    with pytest.raises(ModelError, match=near):
         train(bench, config(freeze=["model.layer.*.mlp.up_proj.weight"]))
     with pytest.raises(ModelError, match="train_only 'wte' matches no weight"):
         train(bench, config(train_only=["wte"]), name="other")

@@ -41,18 +41,18 @@ def test_the_message_names_rows_lengths_tokens_and_dials(packed: bool, tokens: i
 
 
 def test_a_row_alone_is_too_long_whatever_the_budget() -> None:
-    with pytest.raises(TrainingError, match=r"lower `max_length` \(now 4,096\)$"):
-        with memory_errors(batch(40), SFT.model_copy(update={"gradient_checkpointing": True})):
-            raise MemoryError
-    with pytest.raises(TrainingError, match=r"lower `micro_batch_tokens` .now 16,384., or set"):
-        with memory_errors(batch(40), OptimiserOptions(lr=1)):
-            raise torch.OutOfMemoryError("CUDA out of memory")
+    frugal = SFT.model_copy(update={"gradient_checkpointing": True})
+    with pytest.raises(TrainingError, match=r"lower `max_length` \(now 4,096\)$"), memory_errors(batch(40), frugal):
+        raise MemoryError
+    without_length = OptimiserOptions(lr=1)
+    with pytest.raises(TrainingError, match=r"lower `micro_batch_tokens` .now 16,384., or set"), memory_errors(batch(40), without_length):
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 def test_a_stage_that_samples_names_its_own_lengths() -> None:
-    with pytest.raises(TrainingError, match=r"`max_prompt_length` .* or `max_new_tokens`"):
-        with memory_errors(batch(40, 30), RlConfig(lr=1e-3, steps=1)):
-            raise torch.OutOfMemoryError("CUDA out of memory")
+    options = RlConfig(lr=1e-3, steps=1)
+    with pytest.raises(TrainingError, match=r"`max_prompt_length` .* or `max_new_tokens`"), memory_errors(batch(40, 30), options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 def test_other_errors_pass_as_they_are() -> None:
@@ -62,9 +62,9 @@ def test_other_errors_pass_as_they_are() -> None:
 
 def test_an_operation_without_a_deterministic_form_names_the_dial() -> None:
     refused = "cumsum_cuda_kernel does not have a deterministic implementation, but you set 'torch.use_deterministic_algorithms(True)'."
-    with pytest.raises(TrainingError, match="^cumsum_cuda_kernel does not have a deterministic implementation; set `deterministic: false`"):
-        with memory_errors(batch(4), SFT):
-            raise RuntimeError(refused)
+    told = r"^cumsum_cuda_kernel does not have a deterministic implementation; set `deterministic: false`"
+    with pytest.raises(TrainingError, match=told), memory_errors(batch(4), SFT):
+        raise RuntimeError(refused)
 
 
 CHILD = """

@@ -235,6 +235,22 @@ def test_gradients_of_attention_pass_finite_differences(shape: tuple[int, int]) 
         assert torch.autograd.gradcheck(lambda q, k, v, w=window: packed_attention(q, k, v, layout, window=w), states)
 
 
+def test_attention_in_bfloat16_gives_bfloat16_close_to_the_exact() -> None:
+    torch.manual_seed(0)
+    for length in (40, 600):  # Short segments are computed in float32.
+        layout = Layout((Segment(0, length), Segment(length, 30, 0, length), Segment(length + 30, 20)))
+        exact = [torch.randn(1, heads, length + 50, 16).bfloat16().float().requires_grad_() for heads in (4, 2, 2)]
+        half = [states.detach().bfloat16().requires_grad_() for states in exact]
+        mine, right = (packed_attention(*states, layout) for states in (half, exact))
+        assert mine.dtype == torch.bfloat16
+        torch.testing.assert_close(mine.float(), right, atol=2e-2, rtol=2e-2)
+        weights = torch.randn_like(right)
+        for of_half, of_exact in zip(
+            torch.autograd.grad((mine * weights).sum(), half), torch.autograd.grad((right * weights).sum(), exact), strict=True
+        ):
+            assert (of_half.float() - of_exact).norm() < 0.02 * of_exact.norm()
+
+
 @pytest.mark.gpu
 def test_the_variable_length_kernel_gives_what_the_formula_does() -> None:
     if not torch.cuda.is_available():

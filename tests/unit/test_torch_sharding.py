@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
+from torch.distributed import TCPStore
+from transformers import AutoModelForSequenceClassification
 
 from steelyard.errors import Interrupted, UsageError
 from steelyard.specs import LazyRef
 from steelyard_torch.config import OptimiserOptions
+from steelyard_torch.models import load_tokenizer
 
 SERVE = Path(__file__).parents[1] / "fixtures" / "ranks" / "serve.py"
 STAGES = {
@@ -35,7 +37,7 @@ class Ranks:
     """Two processes that wait for stages to run; kept for all tests of this file, as importing torch takes the longest."""
 
     def __init__(self) -> None:
-        self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
         self._processes = [
             subprocess.Popen(
@@ -138,19 +140,16 @@ def test_two_ranks_train_as_one_process_does(pair: Pair, shard: bool, micro_batc
     assert {**one["facts"], **two["facts"]} == one["facts"]
 
 
-@pytest.mark.parametrize(
-    "dials",
-    [
-        {"gradient_checkpointing": True},
-        {"sharding": {"cpu_offload": True}},
-        {"sharding": {"reshard_after_forward": False}},
-        {"freeze": ["model.embed_tokens.*"]},
-        {"adapter": {"rank": 4}},
-    ],
-    ids=lambda dials: (
-        next(iter(dials)) + str(next(iter(next(iter(dials.values())))) if isinstance(next(iter(dials.values())), dict) else "")
-    ),
-)
+MEMORY: dict[str, dict[str, Any]] = {
+    "recomputing": {"gradient_checkpointing": True},
+    "offloading": {"sharding": {"cpu_offload": True}},
+    "keeping gathered weights": {"sharding": {"reshard_after_forward": False}},
+    "freezing": {"freeze": ["model.embed_tokens.*"]},
+    "adapters": {"adapter": {"rank": 4}},
+}
+
+
+@pytest.mark.parametrize("dials", MEMORY.values(), ids=MEMORY.keys())
 def test_every_way_to_save_memory_trains_the_same(pair: Pair, dials: dict[str, Any]) -> None:
     data, options = chats(pair.bench), {**SFT, "max_steps": 3}
     one = pair.one("sft", data, options={**options, **{name: value for name, value in dials.items() if name != "sharding"}})
@@ -275,12 +274,19 @@ def test_other_preference_stages_learn_alike_on_two_ranks(pair: Pair, stage: str
     in_both(pair, stage, preferences(pair.bench), {**PREFERENCE, "micro_batch_tokens": 100}, **reference)
 
 
-@pytest.mark.parametrize("on_policy_share", [0.0, 1.0])
-def test_a_student_learns_alike_on_two_ranks(pair: Pair, on_policy_share: float) -> None:
-    options = {"lr": 1e-3, "batch_size": 5, "max_steps": 3, "max_length": 64, "on_policy_share": on_policy_share}
-    if on_policy_share:
-        options["max_new_tokens"] = 6
-    in_both(pair, "distill", chats(pair.bench), options, reference=pair.bench.model(1))
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ce_coefficient": 0.1},
+        {"stored": True, "top_k": 5, "divergence": "jsd"},
+        {"on_policy_share": 1.0, "max_new_tokens": 6, "divergence": "reverse_kl"},
+        {"on_policy_share": 1.0, "max_new_tokens": 6, "divergence": "sampled_reverse_kl", "teacher": "engine"},
+    ],
+    ids=["live", "stored", "on policy", "engine"],
+)
+def test_a_student_learns_alike_on_two_ranks(pair: Pair, options: dict[str, Any]) -> None:
+    common = {"lr": 1e-3, "batch_size": 5, "max_steps": 3, "max_length": 64}
+    in_both(pair, "distill", chats(pair.bench), {**common, **options}, reference=pair.bench.model(1))
 
 
 LETTERS = "abcdef"
@@ -314,9 +320,39 @@ def test_answers_are_learnt_from_alike_on_two_ranks(pair: Pair, shard: bool, mic
     learn_from_answers(pair, "grpo", options, shard=shard)
 
 
+def critic(bench: Any) -> Path:
+    """A reward model, as a stage of that kind leaves it."""
+    folder = Path(bench.root / "critic")
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(bench.model(), num_labels=1)
+    torch.nn.init.normal_(model.score.weight, std=0.3)
+    model.save_pretrained(folder)
+    load_tokenizer(bench.model()).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("shard", [True, False])
+def test_a_value_model_and_a_reference_that_moves_learn_alike_on_two_ranks(pair: Pair, shard: bool) -> None:
+    dials = {"preset": "ppo", "epochs": 2, "minibatches": 2, "kl_coefficient": 0.1, "reference_refresh": 4, "reference_mix": 0.5}
+    options = {**dials, "entropy_coefficient": 0.01, "reward_scale": 1.0}
+    learn_from_answers(pair, "rl", options, shard=shard, inputs={"model:value": critic(pair.bench)})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"preset": "rloo", "kl_coefficient": 0.1, "epochs": 3},
+        # Each rollout step begins with fresh moments, whose first step would be the bare sign of a gradient.
+        {"preset": "mirror_descent", "tau": 0.3, "minibatches": 2, "adam_eps": 1e-2},
+    ],
+)
+def test_other_objectives_learn_alike_on_two_ranks(pair: Pair, options: dict[str, Any]) -> None:
+    learn_from_answers(pair, "rl", options)
+
+
 def test_dials_that_do_nothing_are_refused() -> None:
     for sharding in ({"shard": False, "cpu_offload": True}, {"shard": False, "reshard_after_forward": False}, {"context": 2}):
-        with pytest.raises(ValueError, match="shard: true|context 2 is not built"):
+        with pytest.raises(ValueError, match=r"shard: true|context 2 is not built"):
             OptimiserOptions(lr=1e-3, sharding=sharding)  # type: ignore[arg-type]
 
 

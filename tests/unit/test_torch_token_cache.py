@@ -114,6 +114,21 @@ def test_tensors_are_whole_or_absent(tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["tensors.safetensors"]
 
 
+def test_tensors_of_every_kind_and_shape_are_mapped_not_copied(tmp_path: Path) -> None:
+    path = tmp_path / "tensors.safetensors"
+    given = {
+        **{kind: np.arange(12).reshape(3, 4).astype(kind) for kind in ("bool", "int8", "int32", "int64", "float32", "float64")},
+        "empty": np.zeros((0, 2), np.int32),
+        "one": np.array(7, np.int64),
+    }
+    write_tensors(path, given, {})
+    found = read_tensors(path)
+    assert found is not None and found[0].keys() == given.keys()
+    for name, tensor in given.items():
+        np.testing.assert_array_equal(found[0][name], tensor, strict=True)
+        assert not found[0][name].flags.writeable
+
+
 def test_a_file_that_cannot_be_written_is_named_and_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "tensors.safetensors"
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

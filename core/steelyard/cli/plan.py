@@ -11,7 +11,10 @@ from steelyard.cli._context import emit_json, print_table, registry_from, talk
 from steelyard.errors import VerifierError
 
 if TYPE_CHECKING:
+    from steelyard.plugins import Registry
+    from steelyard.recipe.schema import Recipe
     from steelyard.run.outlook import FurtherLook, GateOutlook, Outlook, StepOutlook
+    from steelyard.run.plan import Step
 
 __all__ = ["command"]
 
@@ -39,15 +42,29 @@ def command(ctx: click.Context, recipe: str, overrides: tuple[str, ...], run_dir
     folder, _ = choose_folder(loaded, run_dir)
     dev = load_suite(loaded.recipe.suites["dev"], registry, loaded.base) if "dev" in loaded.recipe.suites else None
     outlook = look_ahead(loaded.recipe, plan, folder if folder.begun else None, loaded.base, dev)
+    processes = _processes(loaded.recipe)
+    shared = [step.id for step in plan.steps if processes > 1 and _is_shared(step, registry)]
     if as_json:
-        emit_json({"recipe": loaded.recipe.name, "run_dir": folder.path, **outlook.to_json()})
+        launcher = {"kind": loaded.recipe.launcher.kind, "processes": processes, "shared": shared}
+        emit_json({"recipe": loaded.recipe.name, "run_dir": folder.path, "launcher": launcher, **outlook.to_json()})
     else:
         _show(outlook, folder.path)
+        if processes > 1:
+            print(f"\nlauncher {loaded.recipe.launcher.kind}: {processes} processes share {', '.join(shared) or 'no step of this recipe'}")
     try:
         require_sandbox(plan, registry)
     except VerifierError as error:
         talk(f"warning: `steelyard run` will refuse: {error}")
     outlook.require_provable()
+
+
+def _processes(recipe: Recipe) -> int:
+    """How many the launcher starts for a step."""
+    return int(getattr(recipe.launcher.options, "processes", 1))
+
+
+def _is_shared(step: Step, registry: Registry) -> bool:
+    return step.kind == "stage" and bool(registry.get("stages", step.config["kind"]).distributed)
 
 
 def _show(outlook: Outlook, run_dir: Path) -> None:

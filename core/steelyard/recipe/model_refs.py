@@ -7,17 +7,18 @@ was made before; a reward model is no policy, and only ``stage:NAME`` under ``mo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from steelyard.errors import nearest
 from steelyard.plugins import Registry
 from steelyard.recipe.complaints import Complaints, Location
-from steelyard.recipe.entries import StageEntry
+from steelyard.recipe.entries import DataEntry, StageEntry, VerifierEntry
 from steelyard.recipe.schema import Recipe, Round
+from steelyard.verify.configuring import walk_verifiers
 
-__all__ = ["check_models", "is_outside", "last_policy", "makes_policy"]
+__all__ = ["check_models", "is_outside", "last_policy", "makes_policy", "verifier_models", "verifiers_given"]
 
 _OF_THE_RUN = ("champion", "base", "previous")
 
@@ -37,6 +38,22 @@ def last_policy(stages: list[StageEntry], registry: Registry) -> StageEntry | No
     return next((stage for stage in reversed(stages) if makes_policy(stage, registry)), None)
 
 
+def verifiers_given(recipe: Recipe, registry: Registry, entry: StageEntry | DataEntry) -> dict[str, VerifierEntry]:
+    """The verifiers that a stage or a mixer gets: its own, and the recipe's where its kind uses verifiers."""
+    spec = registry.get(entry.family, entry.kind)
+    wanted = spec.needs_verifiers or getattr(spec, "samples_model", False)
+    return recipe.verifiers_of(entry) if wanted else entry.verifiers
+
+
+def verifier_models(verifiers: Mapping[str, VerifierEntry], registry: Registry) -> Iterator[tuple[str, str]]:
+    """The verifiers, parts of others among them, whose model is one of the run or of another: their names and the references."""
+    for name, entry in verifiers.items():
+        for place, spec, options in walk_verifiers(name, entry.kind, entry.options, registry):
+            ref = getattr(options, spec.model_option) if spec.model_option is not None else None
+            if isinstance(ref, str) and ref.startswith(("stage:", "run:")):
+                yield place, ref
+
+
 def check_models(recipe: Recipe, registry: Registry, base: Path, complaints: Complaints) -> None:
     """Complains about every reference, of stages and of the data they train on, that means no model, or one of no use there."""
     for r, round_ in enumerate(recipe.rounds):
@@ -46,6 +63,14 @@ def check_models(recipe: Recipe, registry: Registry, base: Path, complaints: Com
             )
         for s, stage in enumerate(round_.stages):
             _Checker(recipe, registry, base, round_, s, complaints).check(stage, ("rounds", r, "stages", s))
+    for name, entry in recipe.data.items():
+        for place, ref in verifier_models(verifiers_given(recipe, registry, entry), registry):
+            if ref.startswith("stage:"):
+                complaints.add(
+                    ("data", name),
+                    f"data entry {name!r} would be given the verifier {place!r}, whose model is {ref!r}: only a stage can be; move the "
+                    "verifier to the 'verifiers' of that stage",
+                )
 
 
 @dataclass(frozen=True)
@@ -77,18 +102,24 @@ class _Checker:
             self._differs(stage, stage.reference, (*at, "reference"))
         for role, ref in stage.models.items():
             self._model(ref, (*at, "models", role), ("init", *_OF_THE_RUN), policy=False, outside=True)
-        name, seen = stage.data, set[str]()
-        while name in self.recipe.data and name not in seen:
-            seen.add(name)
-            entry = self.recipe.data[name]
+        for place, ref in verifier_models(verifiers_given(self.recipe, self.registry, stage), self.registry):
+            name = place.partition(".")[0]
+            own = (*at, "verifiers", name) if name in stage.verifiers else ("verifiers", name)
+            self._model(ref, own, (), policy=False, outside=True, called=f"the model of verifier {place!r}, at stage {stage.name!r},")
+        data, seen = stage.data, set[str]()
+        while data in self.recipe.data and data not in seen:
+            seen.add(data)
+            entry = self.recipe.data[data]
             if entry.from_ is not None:
-                self._model(entry.from_, ("data", name, "from"), _OF_THE_RUN)
-            name = entry.prompts
+                self._model(entry.from_, ("data", data, "from"), _OF_THE_RUN)
+            data = entry.prompts
 
-    def _model(self, ref: str, at: Location, known: tuple[str, ...], *, policy: bool = True, outside: bool = False) -> None:
+    def _model(
+        self, ref: str, at: Location, known: tuple[str, ...], *, policy: bool = True, outside: bool = False, called: str = ""
+    ) -> None:
         if ref in known:
             return
-        what = ".".join(map(str, at[-2:])) if outside else str(at[-1])
+        what = called or (".".join(map(str, at[-2:])) if outside else str(at[-1]))
         kind, _, name = ref.partition(":")
         if kind == "stage" and name:
             found = self._stage_named(name)

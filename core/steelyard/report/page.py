@@ -19,6 +19,7 @@ from steelyard.report.datasets import datasets
 from steelyard.report.headline import headline
 from steelyard.report.provenance import configuration, lineages, timings
 from steelyard.report.record import RunRecord, read_run
+from steelyard.report.reward_models import held_out
 from steelyard.report.rounds import ladder, round_views
 from steelyard.run.durable import storage_errors, write_text
 
@@ -99,6 +100,7 @@ def _sections(record: RunRecord) -> list[Section]:
         Section("differences", "Paired differences", round_views(record)),
         Section("completions", "Completions side by side", texts),
         Section("curves", "Learning curves", step_curves(record)),
+        Section("reward_models", "Reward models on held-out pairs", held_out(record)),
         Section("samples", "Samples of the stages", samples),
         Section("data", "Data", datasets(record)),
         Section("lineage", "Lineage", lineages(record)),

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from steelyard.errors import EngineError, UsageError, VerifierError, nearest
@@ -98,16 +99,19 @@ def open_step_verifiers(
     *,
     engine: EngineFactory | None = None,
     base: Path | None = None,
+    models: Mapping[str, Path] = MappingProxyType({}),
     allow_unsafe_local: bool = False,
 ) -> VerifierSet:
     """The verifiers of a step, closed with ``closing``. What failed is kept in ``evidence``; ``engine`` is for those that ask a model,
-    ``base`` the folder that their relative paths start from."""
+    ``base`` the folder that their relative paths start from, ``models`` where the models of runs are that they name."""
     if not entries:
         return _NoVerifiers()
     from steelyard.verify import open_verifiers
 
     wanted = {name: (entry["kind"], entry["options"], entry.get("timeout_s")) for name, entry in entries.items()}
-    opened = open_verifiers(wanted, registry, evidence=evidence, engine=engine, base=base, allow_unsafe_local=allow_unsafe_local)
+    opened = open_verifiers(
+        wanted, registry, evidence=evidence, engine=engine, base=base, models=models, allow_unsafe_local=allow_unsafe_local
+    )
     closing.callback(opened.close)
     return opened
 

@@ -83,6 +83,7 @@ class Job:
             self.closing,
             engine=engine,
             base=self.task.recipe_dir,
+            models={role.removeprefix("model:"): folder for role, folder in self.inputs.items() if role.startswith("model:")},
             allow_unsafe_local=self.task.allow_unsafe_local,
         )
 
@@ -174,9 +175,7 @@ def _make_model(
     return _finish_model(job, kind, result, facts, verifiers.sandbox_backend() or sandbox, makes=spec.makes)
 
 
-def _finish_model(
-    job: Job, kind: str, result: StageResult, facts: Mapping[str, Any], sandbox: str | None, *, makes: str
-) -> dict[str, Any]:
+def _finish_model(job: Job, kind: str, result: StageResult, facts: Mapping[str, Any], sandbox: str | None, *, makes: str) -> dict[str, Any]:
     if Path(result.model).resolve() != job.output.resolve():
         where = str(result.model)
         raise StepFailedError(job.task.step, f"stage {kind!r} left its model in {where!r} and not in the output folder it was given")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from steelyard.errors import UsageError, nearest
-from steelyard.recipe.model_refs import is_outside, last_policy, makes_policy
+from steelyard.recipe.model_refs import is_outside, last_policy, makes_policy, verifier_models, verifiers_given
 from steelyard.run.keys import Serving, step_key
 
 if TYPE_CHECKING:
@@ -221,6 +221,9 @@ class _Planner:
             for role, ref in stage.models.items():
                 if not is_outside(ref):
                     inputs[f"model:{role}"] = self._model(stage.init if ref == "init" else ref, position, index, before)
+            for _, ref in verifier_models(verifiers_given(self._recipe, self._registry, stage), self._registry):
+                if not is_outside(ref):
+                    inputs[f"model:{ref}"] = self._model(ref, position, index, before)
             if stage.data is not None:
                 models = {ref: self._model(ref, position, index, before) for ref in self._sampled_models(stage.data)}
                 yield from self._clean_data(stage.data, entry.name, before, models)

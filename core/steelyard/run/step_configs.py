@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from steelyard.errors import UsageError
 from steelyard.protocols import Fingerprinted
-from steelyard.recipe.model_refs import is_outside
+from steelyard.recipe.model_refs import is_outside, verifier_models, verifiers_given
 from steelyard.records import derive_seed
 from steelyard.run.keys import Serving, fingerprint_path
-from steelyard.run.outside_models import find_outside_model
+from steelyard.run.outside_models import OutsideModel, find_outside_model
 from steelyard.run.plan import BASE, Step
 from steelyard.run.suite_files import parts_in, suite_fingerprints
 from steelyard.specs import VerifierSpec
@@ -62,7 +62,7 @@ class StepConfigs:
 
     def data(self, step_id: str, entry: DataEntry, round_name: str | None, inputs: Mapping[str, str]) -> Step:
         spec = self._registry.get("mixers", entry.kind)
-        verifiers = self._recipe.verifiers_of(entry) if spec.needs_verifiers or spec.samples_model else entry.verifiers
+        verifiers = verifiers_given(self._recipe, self._registry, entry)
         shares = ("name", "count", "fraction", "weight", "epochs")
         sources = [{**_plain(source), **{name: getattr(source, name) for name in shares}} for source in entry.sources]
         asks_model = any("engine" in found.needs for name, one in verifiers.items() for _, found, _ in self._walk(name, one))
@@ -70,14 +70,30 @@ class StepConfigs:
         config = {**_plain(entry), "sources": sources, "verifiers": _verifiers(verifiers), "engine": engine}
         if engine:
             config["model_options"] = self._model_options()
-        fingerprints = {**self._fingerprint(f"data.{entry.kind}", entry.options), **self._read_by(verifiers)}
+        outside = self._outside({}, verifiers)
+        fingerprints = {
+            **self._fingerprint(f"data.{entry.kind}", entry.options),
+            **self._read_by(verifiers),
+            **{role: model.fingerprint for role, model in outside.items()},
+        }
         for number, source in enumerate(entry.sources):
             fingerprints |= self._fingerprint(f"sources.{number}", source.options)
         served_by = [("mixers", entry.kind), *(("sources", s.kind) for s in entry.sources), *self._kinds(verifiers)]
         serving = self._serving(*served_by, *([("engines", self._recipe.engine.kind)] if engine else []))
         # By the entry's name and round, so that two runs of one recipe agree and two rounds differ.
         seed = derive_seed(self._recipe.seed, step_id)
-        return Step(step_id, "data", config, inputs, round_name, seed=seed, key_seed=seed, serving=serving, fingerprints=fingerprints)
+        return Step(
+            step_id,
+            "data",
+            config,
+            inputs,
+            round_name,
+            seed=seed,
+            key_seed=seed,
+            serving=serving,
+            fingerprints=fingerprints,
+            outside=outside,
+        )
 
     def decontaminate(self, step_id: str, round_name: str | None, inputs: Mapping[str, str]) -> Step:
         from steelyard import __version__
@@ -108,8 +124,7 @@ class StepConfigs:
 
     def stage(self, step_id: str, entry: StageEntry, round_name: str, inputs: Mapping[str, str]) -> Step:
         engine = self._recipe.engine.overridden(entry.engine, self._registry) if entry.engine else self._recipe.engine
-        spec = self._registry.get("stages", entry.kind)
-        verifiers = self._recipe.verifiers_of(entry) if spec.needs_verifiers else entry.verifiers
+        verifiers = verifiers_given(self._recipe, self._registry, entry)
         config = {
             **_plain(entry),
             "engine": _plain(engine),
@@ -121,7 +136,7 @@ class StepConfigs:
             ("stages", entry.kind), ("engines", engine.kind), *self._kinds(verifiers), *(("shapers", s.kind) for s in entry.shapers)
         )
         seed = derive_seed(self._recipe.seed, step_id)
-        outside = {f"model:{role}": find_outside_model(ref, self._recipe_dir) for role, ref in entry.models.items() if is_outside(ref)}
+        outside = self._outside(entry.models, verifiers)
         fingerprints = {
             **self._fingerprint("stage", entry.options),
             **self._read_by(verifiers),
@@ -220,9 +235,17 @@ class StepConfigs:
         """The fingerprints of what verifiers read: a judge's model, a template."""
         found: dict[str, str] = {}
         for name, entry in entries.items():
+            named = dict(verifier_models({name: entry}, self._registry))
             for place, _, options in self._walk(name, entry):
-                found |= self._fingerprint(f"verifiers.{place}", options)
+                if place not in named:
+                    found |= self._fingerprint(f"verifiers.{place}", options)
         return found
+
+    def _outside(self, models: Mapping[str, str], verifiers: Mapping[str, VerifierEntry]) -> dict[str, OutsideModel]:
+        """The models from outside the run, by role: of a stage's ``models``, and of verifiers by their reference."""
+        wanted = {f"model:{role}": ref for role, ref in models.items()}
+        wanted |= {f"model:{ref}": ref for _, ref in verifier_models(verifiers, self._registry)}
+        return {role: find_outside_model(ref, self._recipe_dir) for role, ref in wanted.items() if is_outside(ref)}
 
     def _kinds_in(self, suite: Suite) -> list[tuple[str, str]]:
         """The sources and verifiers that the suite's tasks name in their options."""

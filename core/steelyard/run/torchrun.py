@@ -182,8 +182,9 @@ class TorchrunWorker:
     def _wait(self, seconds: float) -> list[_Rank]:
         """The ranks that have something to say; new ones are let in."""
         live = {rank.connection.fileno(): rank for rank in self._ranks if not rank.lost}
-        ready, _, _ = select.select([self._listener, *live], [], [], seconds)
-        if self._listener in ready:
+        own = self._listener.fileno()
+        ready, _, _ = select.select([own, *live], [], [], seconds)
+        if own in ready:
             connection, _ = self._listener.accept()
             rank = _Rank(connection)
             self._ranks.append(rank)
@@ -191,7 +192,7 @@ class TorchrunWorker:
                 _send(rank, line)
             if len(self._ranks) == self._size:
                 self._sent = []
-        return [live[descriptor] for descriptor in ready if not isinstance(descriptor, socket.socket)]
+        return [live[descriptor] for descriptor in ready if descriptor != own]
 
     def _read(self, rank: _Rank) -> None:
         """Takes what a rank says, and keeps what of it is for the conductor to hear."""

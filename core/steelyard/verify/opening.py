@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from steelyard.errors import PluginError, SteelyardError, UsageError
@@ -34,6 +35,7 @@ def open_verifiers(
     workers: int | None = None,
     engine: EngineFactory | None = None,
     base: Path | None = None,
+    models: Mapping[str, Path] = MappingProxyType({}),
     allow_unsafe_local: bool = False,
 ) -> OpenVerifiers:
     """The verifiers ``entries`` name, ready to check; close them, or use them in a ``with`` block.
@@ -41,13 +43,13 @@ def open_verifiers(
     A verifier whose isolation is ``process``, or an inline one which is given a time limit, runs in worker processes: at most ``workers``
     of each (default: the usable cores, at most 4), each with ``memory_bytes`` of address space beyond what loading it took. One whose
     isolation is ``sandbox`` shares one sandbox with the others, of as many places. ``engine`` is for verifiers that ask a language
-    model, ``base`` the folder that paths in their options start from (default: the current one). Failed checks are appended to
-    ``evidence`` as JSON lines.
+    model, ``base`` the folder that paths in their options start from (default: the current one), ``models`` the folder of each model
+    of a run that an option names (``stage:NAME``, ``run:PATH#STEP``). Failed checks are appended to ``evidence`` as JSON lines.
 
     Raises :class:`UsageError` for wrong options, :class:`PluginError` for a verifier that is unknown or cannot be loaded, and
     :class:`VerifierError` where no sandbox works: ``allow_unsafe_local`` then has model-written code run as the user that runs this."""
     given = {"engine": engine, "base": base or Path.cwd()}
-    opener = _Opener(registry, workers or min(4, _usable_cores()), memory_bytes, given, allow_unsafe_local)
+    opener = _Opener(registry, workers or min(4, _usable_cores()), memory_bytes, given, models, allow_unsafe_local)
     try:
         checkers = {name: opener.checker(name, entry) for name, entry in entries.items()}
     except BaseException:
@@ -60,9 +62,17 @@ def open_verifiers(
 class _Opener:
     """Makes checkers, and keeps what has to be closed behind them."""
 
-    def __init__(self, registry: Registry, workers: int, memory_bytes: int, given: Mapping[str, Any], allow_unsafe_local: bool):
+    def __init__(
+        self,
+        registry: Registry,
+        workers: int,
+        memory_bytes: int,
+        given: Mapping[str, Any],
+        models: Mapping[str, Path],
+        allow_unsafe_local: bool,
+    ):
         self.workers = workers
-        self._registry, self._memory_bytes, self._given = registry, memory_bytes, given
+        self._registry, self._memory_bytes, self._given, self._models = registry, memory_bytes, given, models
         self._allow_unsafe_local = allow_unsafe_local
         self._pools: list[WorkerPool] = []
         self._sandbox: Sandbox | None = None
@@ -76,7 +86,7 @@ class _Opener:
         kind, options, timeout_s = entry
         spec: VerifierSpec = self._registry.get("verifiers", kind)
         refuse_time_limit(name, spec, timeout_s)
-        config = configured(name, spec, options, self._registry)
+        config = self._with_model(name, spec, configured(name, spec, options, self._registry))
         if spec.isolation == "process" or timeout_s is not None:
             return self._in_workers(name, spec, config, timeout_s)
         given: dict[str, Any] = {need: self._given[need] for need in spec.needs if need != "parts"}
@@ -100,6 +110,15 @@ class _Opener:
             pool.close()
         if self._sandbox is not None:
             self._sandbox.close()
+
+    def _with_model(self, name: str, spec: VerifierSpec, config: Any) -> Any:
+        """The configuration with the folder of a run's model in place of the reference to it."""
+        ref = getattr(config, spec.model_option) if spec.model_option is not None else None
+        if not (isinstance(ref, str) and ref.startswith(("stage:", "run:"))):
+            return config
+        if ref not in self._models:
+            raise UsageError(f"verifier {name!r}: {spec.model_option} is {ref!r}, and only steps of a recipe know the models of runs")
+        return config.model_copy(update={spec.model_option: str(self._models[ref])})
 
     def _shared_sandbox(self) -> Sandbox:
         from steelyard.verify.sandbox import open_sandbox

@@ -227,7 +227,8 @@ class RewardModelConfig(_Config):
     """Options of ``reward_model``."""
 
     model: str = Field(min_length=1)
-    """A sequence classifier: a Hugging Face folder with safetensors, from the recipe's folder, or a hub id."""
+    """A sequence classifier: a Hugging Face folder with safetensors, from the recipe's folder, a hub id, or one that a run made:
+    `stage:NAME` of this run, for stages; `run:PATH#STEP` of another."""
     revision: str | None = None
     """Of a hub model."""
     trust_remote_code: str | None = None
