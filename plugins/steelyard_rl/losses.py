@@ -203,7 +203,7 @@ def importance_log_ratio(
 
 def _lengths(values: torch.Tensor, rows: torch.Tensor, n_rows: int) -> torch.Tensor:
     """(n_rows,) how many tokens each row has, at least 1; counted without waiting for the device."""
-    return sum_by_row(torch.ones_like(values, requires_grad=False), rows, n_rows).clamp(min=1)
+    return sum_by_row(torch.ones_like(values), rows, n_rows).clamp(min=1)
 
 
 def divergence(

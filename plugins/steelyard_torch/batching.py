@@ -408,7 +408,7 @@ def _targets(rows: Sequence[EncodedRow], places: Sequence[npt.NDArray[Any]]) -> 
     }
 
 
-def _on_device(device: str | torch.device, arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, torch.Tensor]:
+def _on_device(device: str | torch.device, arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any]:
     tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
     if torch.device(device).type == "cuda":
         # From pinned memory the copies need not wait for what the device is doing.

@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from steelyard_torch.batching import MicroBatch
+from steelyard_torch.freezing import stored_numel
 from steelyard_torch.head import output_layer
 
 __all__ = ["batch_flops", "mfu", "training_flops"]
@@ -106,7 +107,7 @@ def _facts(model: PreTrainedModel) -> _Facts | None:
     matrices = [p for p in model.parameters() if p.ndim >= 2 and id(p) not in outside]
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     return _Facts(
-        body=sum(p.numel() for p in matrices),
+        body=sum(stored_numel(p) for p in matrices),
         trained_body=sum(p.numel() for p in matrices if p.requires_grad),
         head=head.weight.numel(),
         trained_head=head.weight.numel() if head.weight.requires_grad else 0,

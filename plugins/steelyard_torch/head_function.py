@@ -129,9 +129,9 @@ def _logits(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
 
 
 def _expected(logits: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
-    """Σ p z (n,), without a second matrix of logits."""
-    probabilities = torch.softmax(logits, dim=-1)
-    return torch.linalg.vecdot(probabilities, logits)
+    """Σ p z (n,)."""
+    expected: torch.Tensor = torch.linalg.vecdot(torch.softmax(logits, dim=-1), logits)
+    return expected
 
 
 def _grad_logits(

@@ -244,7 +244,7 @@ def _kernel_works(device: torch.device, dtype: torch.dtype, head_dim: int) -> bo
     return True
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _forward_packed(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -277,7 +277,7 @@ def _packed_or_sdpa(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     if packed_layout is not None:
-        return _forward_packed(query, key, value, packed_layout, **kwargs)
+        return _forward_packed(query, key, value, packed_layout, **kwargs)  # type: ignore[no-any-return]
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
 
@@ -292,7 +292,7 @@ def _packed_or_eager(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     if packed_layout is not None:
-        return _forward_packed(query, key, value, packed_layout, **kwargs)
+        return _forward_packed(query, key, value, packed_layout, **kwargs)  # type: ignore[no-any-return]
     eager = sys.modules[type(module).__module__].eager_attention_forward
     return eager(module, query, key, value, attention_mask, **kwargs)  # type: ignore[no-any-return]
 

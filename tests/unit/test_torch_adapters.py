@@ -20,6 +20,7 @@ from steelyard_torch.adapters import has_adapters, make_trainable, merged_state_
 from steelyard_torch.batching import micro_batches
 from steelyard_torch.config import OptimiserOptions
 from steelyard_torch.encoding import EncodedRow
+from steelyard_torch.flops import training_flops
 from steelyard_torch.head import token_logprobs
 from steelyard_torch.models import load_model, load_tokenizer
 from steelyard_torch.trainee import Trainee
@@ -422,6 +423,9 @@ def test_a_base_in_four_bits_is_trained_through_and_comes_out_dequantised(bench:
     model = adapted(bench, shape=shape, quantise="nf4")
     packed = [p for p in model.parameters() if p.dtype == torch.uint8]
     assert len(packed) == 14
+    whole = training_flops(load_model(bench.model(**shape)), tokens=9, trained_tokens=3, mean_length=9, backward=False)
+    own = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert training_flops(model, tokens=9, trained_tokens=3, mean_length=9, backward=False) == pytest.approx(whole + 2 * 9 * own)
     base = bench.weights(bench.model(**shape))
     error = merged_state_dict(model)["model.layers.0.mlp.up_proj.weight"] - base["model.layers.0.mlp.up_proj.weight"]
     # NormalFloat's widest gap is 0.28 of a block's largest number, and what is rounded is at most half a gap away (QLoRA, appendix E).

@@ -313,7 +313,7 @@ def learn_from_answers(pair: Pair, stage: str, options: dict[str, Any], *, shard
 
 
 @pytest.mark.parametrize("micro_batch_tokens", [10_000, 60])
-@pytest.mark.parametrize("shard", [True, False])
+@pytest.mark.parametrize("shard", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_answers_are_learnt_from_alike_on_two_ranks(pair: Pair, shard: bool, micro_batch_tokens: int) -> None:
     """Several optimiser steps a rollout step and a divergence in the loss: old and reference log-probabilities are scored as well."""
     options = {"minibatches": 2, "kl_coefficient": 0.05, "micro_batch_tokens": micro_batch_tokens}
@@ -348,6 +348,32 @@ def test_a_value_model_and_a_reference_that_moves_learn_alike_on_two_ranks(pair:
 )
 def test_other_objectives_learn_alike_on_two_ranks(pair: Pair, options: dict[str, Any]) -> None:
     learn_from_answers(pair, "rl", options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("then", ["two", "one"])
+def test_models_beside_the_policy_go_on_from_sharded_checkpoints_too(pair: Pair, then: str) -> None:
+    """The value model with its optimiser, and a reference that has moved."""
+    entries = {"short": ("regex", {"pattern_from": "reference", "mode": "fullmatch"}, None)}
+    options = {
+        "preset": "ppo", "kl_coefficient": 0.1, "reference_refresh": 2, "reference_mix": 0.5, "reward_scale": 1.0, "lr": 1e-3, "steps": 5,
+        "prompts_per_step": 3, "samples_per_prompt": 4, "max_new_tokens": 6, "truncated": "keep", "drop_without_signal": False,
+    }  # fmt: skip
+    bench, data = pair.bench, questions(pair.bench)
+    keys = {"reference": bench.model(), "inputs": {"model:value": critic(bench)}}
+    whole = pair.two("rl", data, options=options, verifiers=entries, name="whole", **keys)
+    assert pair.two("rl", data, options=options, verifiers=entries, name="stopped", stop=3, **keys)["error"] == "Interrupted"
+    [parts] = {path.parent.name for path in (bench.root / "stopped/checkpoints").glob("step-*/value.parts/*.safetensors")}
+    assert parts == "value.parts"
+    if then == "two":
+        resumed = pair.two("rl", data, options=options, verifiers=entries, name="stopped", **keys)
+        assert all(torch.equal(tensor, pair.weights(whole)[name]) for name, tensor in pair.weights(resumed).items())
+    else:
+        resumed = pair.one("rl", data, options=options, verifiers=bench.verifiers(entries), name="stopped", **keys)
+    left = len(resumed["metrics"])
+    assert 0 < left < len(whole["metrics"])
+    for name, relative in (("rl/value_loss", 1e-3), ("train/loss", 1e-4)):
+        assert series(resumed, name) == pytest.approx(series(whole, name)[-left:], rel=relative, abs=1e-5)
 
 
 def test_dials_that_do_nothing_are_refused() -> None:
