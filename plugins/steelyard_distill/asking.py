@@ -10,7 +10,7 @@ from steelyard.errors import UsageError
 from steelyard_distill.config import DistillConfig
 from steelyard_distill.divergences import TopK
 from steelyard_distill.server import ServerTeacher
-from steelyard_distill.states import vocabulary
+from steelyard_distill.states import vocabulary, vocabulary_of
 from steelyard_distill.stored import StoredTeacher
 from steelyard_distill.teachers import EngineTeacher, ModelTeacher, Teacher, load_teacher, score_top_k, teacher_folder
 from steelyard_torch.encoding import EncodedRow
@@ -29,25 +29,33 @@ def open_teacher(trainee: Trainee, config: DistillConfig, rows: Sequence[Encoded
         EngineError: the engine or server cannot say what is needed.
         UsageError: ``top_k`` is more than the vocabulary.
     """
-    if config.top_k is not None and config.top_k > vocabulary(trainee.model):
-        raise UsageError(f"top_k {config.top_k:,} is more than the vocabulary's {vocabulary(trainee.model):,} tokens")
+    width = vocabulary(trainee.model)
     if config.server is not None:
+        _check_top_k(config, width)
         server = ServerTeacher(config, trainee)
         facts: dict[str, Any] = {"server": config.server.url, "model": config.server.model}
-        return _stored(trainee, config, rows, facts, server.score_top_k) if config.stored else (server, facts)
+        return _stored(trainee, config, rows, facts, server.score_top_k, width) if config.stored else (server, facts)
     folder = teacher_folder(trainee, config)
+    theirs = vocabulary_of(folder, allow_remote_code=bool(trainee.context.options.get("trust_remote_code")))
     facts = {"weights_sha256": weights_sha256(folder)}
     if config.teacher == "engine":
         engine = trainee.context.engine(folder) if trainee.world.main else None
-        return EngineTeacher(engine, trainee.world), {**facts, "engine": type(engine).__name__}
+        return EngineTeacher(engine, trainee.world, theirs), {**facts, "engine": type(engine).__name__}
     if config.stored:
+        width = min(width, theirs)
+        _check_top_k(config, width)
         facts |= {"config_sha256": file_sha256(folder / "config.json"), "precision": config.precision}
-        return _stored(trainee, config, rows, facts, _ModelScorer(trainee, config, folder))
+        return _stored(trainee, config, rows, facts, _ModelScorer(trainee, config, folder, width), width)
     return ModelTeacher(load_teacher(trainee, folder), trainee.runtime.device), facts
 
 
+def _check_top_k(config: DistillConfig, width: int) -> None:
+    if config.top_k is not None and config.top_k > width:
+        raise UsageError(f"top_k {config.top_k:,} is more than the vocabulary's {width:,} tokens")
+
+
 def _stored(
-    trainee: Trainee, config: DistillConfig, rows: Sequence[EncodedRow], facts: dict[str, Any], score: Any
+    trainee: Trainee, config: DistillConfig, rows: Sequence[EncodedRow], facts: dict[str, Any], score: Any, width: int
 ) -> tuple[Teacher, dict[str, Any]]:
     assert config.top_k is not None
     facts = {**facts, "top_k": config.top_k, "temperature": config.temperature}
@@ -56,9 +64,9 @@ def _stored(
         "max_length": config.max_length,
         "on_too_long": config.on_too_long,
         "trained_turns": config.trained_turns,
-        "vocabulary": vocabulary(trainee.model),
+        "vocabulary": width,
     }
-    stored = StoredTeacher(trainee, rows, top_k=config.top_k, facts=asked, score=score)
+    stored = StoredTeacher(trainee, rows, top_k=config.top_k, facts=asked, score=score, width=width)
     trainee.context.io.log(
         f"teacher log-probabilities: {stored.scored_tokens:,} tokens asked about"
         if stored.scored_tokens
@@ -70,11 +78,11 @@ def _stored(
 class _ModelScorer:
     """Loads the teacher when it is first asked, and is let go with it."""
 
-    def __init__(self, trainee: Trainee, config: DistillConfig, folder: Path):
-        self._trainee, self._config, self._folder = trainee, config, folder
+    def __init__(self, trainee: Trainee, config: DistillConfig, folder: Path, width: int):
+        self._trainee, self._config, self._folder, self._width = trainee, config, folder, width
         self._model: Any = None
 
     def __call__(self, rows: Sequence[EncodedRow]) -> list[TopK]:
         if self._model is None:
             self._model = load_teacher(self._trainee, self._folder)
-        return score_top_k(self._trainee, self._model, rows, self._config, vocabulary(self._trainee.model))
+        return score_top_k(self._trainee, self._model, rows, self._config, self._width)

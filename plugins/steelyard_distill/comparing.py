@@ -7,7 +7,6 @@ is taken at once, since the weight of every target is known beforehand: no logit
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 from types import MethodType
 from typing import Any, NamedTuple
 
@@ -220,6 +219,6 @@ def _split(said: Signal, size: int) -> Sequence[Signal]:
     if isinstance(said, torch.Tensor):
         return torch.split(said, size)
     if isinstance(said, TopK):
-        columns = [torch.split(getattr(said, field.name), size) for field in fields(said)]
-        return [TopK(*row) for row in zip(*columns, strict=True)]
+        columns = [torch.split(column, size) for column in said.columns]
+        return [TopK(*row, width=said.width) for row in zip(*columns, strict=True)]
     return [TargetStates(states, said.logits, said.width) for states in torch.split(said.states, size)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from steelyard.endpoint.config import EndpointConfig
 from steelyard_torch.config import TrainingOptions
@@ -27,6 +27,8 @@ class TeacherServer(EndpointConfig):
 
 
 class DistillConfig(TrainingOptions):
+    model_config = ConfigDict(allow_inf_nan=False)
+
     divergence: Literal["forward_kl", "reverse_kl", "jsd", "sampled_reverse_kl"] = "forward_kl"
     """`forward_kl`: KL(teacher ‖ student), the student covers all that the teacher does; `reverse_kl`: KL(student ‖ teacher), the student
     keeps to what the teacher does most; `jsd`: the generalised Jensen–Shannon divergence between them; `sampled_reverse_kl`: the reverse

@@ -48,6 +48,13 @@ class TopK:
     """(N,) float, logarithm of the probability of all others; of no account where k is V."""
     target: torch.Tensor
     """(N,) float, log-probability of the token that stands there."""
+    width: int | None = None
+    """V of the teacher, where it may be below the student's; what the student gives to tokens beyond it is left out."""
+
+    @property
+    def columns(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What has N entries, in the order of the fields."""
+        return self.ids, self.logprobs, self.tail, self.target
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -187,7 +194,7 @@ def top_k_divergences(
     Raises:
         UsageError: an unknown divergence or tail.
     """
-    whole = log_probabilities(student_logits, temperature)
+    whole = log_probabilities(student_logits[:, : teacher.width], temperature)
     student, theirs = whole.gather(1, teacher.ids), teacher.logprobs.to(whole.dtype).clamp(min=_LEAST)
     if tail == "bucket":
         if teacher.ids.shape[1] < whole.shape[1]:

@@ -58,7 +58,10 @@ class PromptPool:
                 )
             self.too_long += 1
         if not self._prompts:
-            raise DataError(f"no prompt fits: all {self.too_long:,} leave less than max_new_tokens {config.max_new_tokens:,} of max_length")
+            raise DataError(
+                f"no prompt fits: all {self.too_long:,} leave less than max_new_tokens {config.max_new_tokens:,} of max_length "
+                f"{config.max_length:,}; raise the latter, or lower the former"
+            )
 
     def __len__(self) -> int:
         return len(self._prompts)
@@ -113,7 +116,7 @@ def cut_at_last_user(row: Row) -> list[Any]:
         DataError: it has no messages, or none of the user.
     """
     messages = row.get("messages")
-    if not messages:
+    if messages is None:
         raise DataError(f"row {row.get('id', '?')!r} has no 'messages'; it has {', '.join(sorted(row))}")
     ends = [number for number, message in enumerate(messages) if message["role"] == "user"]
     if not ends:

@@ -29,6 +29,8 @@ __all__ = ["ServerTeacher", "read_positions"]
 _LONGEST_REPLY = 1 << 30
 _FEWEST_ALIKE = 0.9
 """Tokens that must spell alike here and there; the texts of parts of characters may differ between versions."""
+_MOST = 1e-3
+"""What a log-probability may be at most: 0, and what single precision makes of it. Logits and processed scores are above."""
 _LEAST_REST = math.log(2**-24)
 """What the tokens beyond k are given at least: in the server's single precision their probabilities may add up to 1 and more."""
 
@@ -83,23 +85,25 @@ class ServerTeacher:
         answers: list[list[Position | None]] = []
         for row, reply in zip(rows, replies, strict=False):
             if isinstance(reply, Trouble):
-                raise EngineError(
-                    f"the teacher {self._server.model!r} at {self._server.url!r}: {reply.what}; it must be a vLLM server, started with "
-                    f"`--max-logprobs` of {max(k, 1)} at least"
-                )
+                raise EngineError(f"the teacher {self._server.model!r} at {self._server.url!r}: {reply.what}; {_advice(reply, k)}")
             if len(reply) != len(row) or any(token not in (position or {}) for token, position in _targets(row, reply)):
                 raise EngineError(f"the teacher at {self._server.url!r} answered for other tokens than it was given")
             answers.append(reply)
+        self._check_ids(answers)
         if not self._compared:
             self._check_tokens(answers)
         return answers
+
+    def _check_ids(self, answers: Sequence[Sequence[Position | None]]) -> None:
+        known = range(self._width)
+        beyond = next((token for reply in answers for position in reply for token in position or () if token not in known), None)
+        if beyond is not None:
+            raise ModelError(f"the teacher's server knows a token {beyond}, the student {self._width:,} tokens: another vocabulary")
 
     def _check_tokens(self, answers: Sequence[Sequence[Position | None]]) -> None:
         """The texts that the server gives its token ids are the student's."""
         texts = {token: said[2] for reply in answers for position in reply for token, said in (position or {}).items()}
         known = {token: text for token, text in texts.items() if text}
-        if beyond := [token for token in texts if token >= self._width]:
-            raise ModelError(f"the teacher's server knows a token {beyond[0]}, the student {self._width:,} tokens: another vocabulary")
         ours = {token: str(self._trainee.tokenizer.decode([token])) for token in known}
         alike = sum(ours[token].strip() == text.strip() for token, text in known.items())
         if known and alike < _FEWEST_ALIKE * len(known):
@@ -136,8 +140,18 @@ def read_positions(reply: Any) -> list[Position | None]:
         said = {int(token): (float(one["logprob"]), int(one["rank"]), one.get("decoded_token")) for token, one in place.items()}
         if not all(math.isfinite(logprob) for logprob, _, _ in said.values()):
             raise ValueError("log-probabilities are not finite")
+        if any(logprob > _MOST for logprob, _, _ in said.values()):
+            raise ValueError("log-probabilities are above 0")
         positions.append(said)
     return positions
+
+
+def _advice(trouble: Trouble, k: int) -> str:
+    if trouble.kind == "timeout":
+        return "see that it runs, or raise server.timeout_s and server.deadline_s"
+    if trouble.status is not None and (trouble.status == 429 or trouble.status >= 500):
+        return "see what its log says, or raise server.retries and lower server.concurrency"
+    return f"it must be a vLLM server with the default `--logprobs-mode`, started with `--max-logprobs` of {max(k, 1)} at least"
 
 
 def _targets(row: EncodedRow, positions: Sequence[Position | None]) -> list[tuple[int, Position]]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch.distributed.fsdp import register_fsdp_forward_method
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from steelyard.errors import ModelError
 from steelyard_torch.batching import MicroBatch
@@ -19,7 +20,7 @@ from steelyard_torch.head import target_states as body_states
 from steelyard_torch.packing import is_packable
 from steelyard_torch.sharding import is_sharded, whole
 
-__all__ = ["TargetStates", "frozen_states", "target_states", "vocabulary"]
+__all__ = ["TargetStates", "frozen_states", "target_states", "vocabulary", "vocabulary_of"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,6 +84,12 @@ class _Linear(torch.nn.Module):
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         return F.linear(states, self.weight, self.bias)
+
+
+def vocabulary_of(folder: Path, *, allow_remote_code: bool) -> int:
+    """:func:`vocabulary` of a model's folder."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=allow_remote_code)
+    return int(config.get_text_config().vocab_size)
 
 
 def vocabulary(model: PreTrainedModel) -> int:

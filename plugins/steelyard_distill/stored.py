@@ -35,6 +35,7 @@ class StoredTeacher:
 
     Args:
         facts: what the answers depend on beside dataset and tokenizer, JSON.
+        width: of the teacher's vocabulary, where it may be below the student's.
         score: asks the teacher about rows; only called where something is missing, then on every rank.
 
     Raises:
@@ -49,8 +50,10 @@ class StoredTeacher:
         top_k: int,
         facts: Mapping[str, Any],
         score: Callable[[Sequence[EncodedRow]], list[TopK]],
+        width: int | None = None,
         part_values: int = _PART_VALUES,
     ):
+        self._width = width
         self.key = cache_key(trainee.dataset(), trainee.tokenizer, {**facts, "kind": "teacher log-probabilities", "part": part_values})
         folder = trainee.context.cache / "teacher-logprobs" / self.key
         self._parts = _parts([row.targets for row in rows], max(1, part_values // top_k))
@@ -98,7 +101,7 @@ class StoredTeacher:
         columns = {name: self._opened[number].get_slice(name)[start:stop] for name in _COLUMNS}
         if len(columns["ids"]) != stop - start:
             raise DataError(f"{str(self._paths[number])!r} ends before row {index}; delete it, and it is made again")
-        return TopK(**{**columns, "ids": columns["ids"].long()})
+        return TopK(**{**columns, "ids": columns["ids"].long()}, width=self._width)
 
 
 _COLUMNS = ("ids", "logprobs", "tail", "target")

@@ -6,7 +6,6 @@ A teacher is first told the rows of an optimiser step (:meth:`prepare`, on every
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +18,7 @@ from steelyard.protocols import Engine
 from steelyard_distill.comparing import Signal
 from steelyard_distill.config import DistillConfig
 from steelyard_distill.divergences import TopK, top_k_of
-from steelyard_distill.states import frozen_states
+from steelyard_distill.states import frozen_states, vocabulary
 from steelyard_torch.batching import MicroBatch, gather_targets, micro_batches
 from steelyard_torch.encoding import EncodedRow
 from steelyard_torch.head import prepare_scoring
@@ -45,10 +44,11 @@ class ModelTeacher:
     """A model in memory beside the student: whole distributions."""
 
     def __init__(self, model: PreTrainedModel, device: torch.device):
-        self._ask = frozen_states(model, device)
+        self._ask, self._width = frozen_states(model, device), vocabulary(model)
 
     def prepare(self, rows: Sequence[EncodedRow], indices: Sequence[int]) -> None:
-        """Nothing: it is asked as batches come."""
+        """No more than a look at the tokens: it is asked as batches come."""
+        _check_known(rows, self._width)
 
     def signal(self, batch: MicroBatch) -> Signal:
         return self._ask(batch)
@@ -69,20 +69,24 @@ class KnownRows:
 class EngineTeacher:
     """The teacher in an engine of the recipe's kind, opened on the main rank: log-probabilities of the targets themselves.
 
+    Args:
+        width: how many tokens the teacher knows.
+
     Raises:
         EngineError: the engine does not score token ids.
     """
 
-    def __init__(self, engine: Engine | None, world: World):
+    def __init__(self, engine: Engine | None, world: World, width: int):
         if world.main and not callable(getattr(engine, "score_tokens", None)):
             raise EngineError(
                 f"the engine {type(engine).__name__!r} does not score token ids, which teacher 'engine' needs; use the engine 'vllm' or "
                 "'transformers'"
             )
-        self._engine, self._world = engine, world
+        self._engine, self._world, self._width = engine, world, width
         self._known = KnownRows([])
 
     def prepare(self, rows: Sequence[EncodedRow], indices: Sequence[int]) -> None:
+        _check_known(rows, self._width)
         self._known = KnownRows(self._world.from_main(self._score(rows) if self._world.main else None))
 
     def signal(self, batch: MicroBatch) -> Signal:
@@ -101,15 +105,28 @@ class EngineTeacher:
         ]
 
 
+def _check_known(rows: Sequence[EncodedRow], width: int) -> None:
+    highest = max((int(row.input_ids.max()) for row in rows), default=0)
+    if highest >= width:
+        raise ModelError(
+            f"the student sampled token {highest}, and the teacher knows {width:,} tokens: the student's vocabulary is padded further, with "
+            "tokens that no text has; train it on given conversations first, or lower sampling_temperature"
+        )
+
+
 def gather_top_k(batch: MicroBatch, said: Sequence[TopK]) -> TopK:
     """Of each row's targets, in the order of the batch's."""
-    return TopK(*(gather_targets(batch, [getattr(row, field.name) for row in said]) for field in fields(TopK)))
+    return TopK(*(gather_targets(batch, column) for column in zip(*(row.columns for row in said), strict=True)), width=said[0].width)
 
 
 @torch.no_grad()
 def score_top_k(trainee: Trainee, model: PreTrainedModel, rows: Sequence[EncodedRow], config: DistillConfig, width: int) -> list[TopK]:
     """The model's ``top_k`` tokens at each row's targets, over its first ``width`` tokens, on the CPU; every rank scores a share of the
-    rows and gets all."""
+    rows and gets all.
+
+    Raises:
+        ModelError: they are not finite.
+    """
     assert config.top_k is not None
     ask, found = frozen_states(model, trainee.runtime.device), dict[int, TopK]()
     for batch in _batches(trainee, model, rows, config):
@@ -121,10 +138,15 @@ def score_top_k(trainee: Trainee, model: PreTrainedModel, rows: Sequence[Encoded
                 for some, ids in zip(torch.split(states.states, size), torch.split(batch.target_ids, size), strict=True)
             ]
         counts = torch.bincount(batch.target_rows, minlength=len(batch)).tolist()
-        columns = [torch.split(torch.cat([getattr(part, f.name) for part in parts]).cpu(), counts) for f in fields(TopK)]
-        for place, *row in zip(batch.order, *columns, strict=True):
-            found[place] = TopK(*row)
+        joined = (torch.cat(column).cpu() for column in zip(*(part.columns for part in parts), strict=True))
+        for place, *row in zip(batch.order, *(torch.split(column, counts) for column in joined), strict=True):
+            found[place] = TopK(*row, width=width)
     every = trainee.world.merged(found)
+    if broken := sum(not bool(said.logprobs.isfinite().all()) for said in every.values()):
+        raise ModelError(
+            f"the teacher gives log-probabilities that are not finite, in {broken:,} of {len(rows):,} conversations; see whether its weights "
+            "or `precision` make it overflow, or name another one"
+        )
     return [every[place] for place in range(len(rows))]
 
 

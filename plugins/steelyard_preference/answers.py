@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from steelyard.errors import DataError
 from steelyard_preference.format_tokens import FormatTokens
 from steelyard_torch.batching import MicroBatch, gather_targets
 from steelyard_torch.encoding import EncodedRow
 from steelyard_torch.head import sum_by_row, token_logprobs
+from steelyard_torch.templates import as_dicts
 
-__all__ = ["AnswerSums", "Answers", "Tally"]
+__all__ = ["AnswerSums", "Answers", "Tally", "answer_messages"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,6 +63,19 @@ class Answers:
         """How many scored (or trained) tokens the answers at these places have, as float32."""
         counts = [self.rows[place].targets if trained else self.counts[place] for place in places]
         return torch.tensor(counts, dtype=torch.float32)
+
+
+def answer_messages(answer: Any, where: str) -> list[dict[str, Any]]:
+    """The messages of an answer as a row holds it: a text, or a list of messages; none where it is empty.
+
+    Raises:
+        DataError: it is something else. ``where`` says which row's it is.
+    """
+    if isinstance(answer, str):
+        return [{"role": "assistant", "content": answer}]
+    if not isinstance(answer, list) or not all(isinstance(message, Mapping) for message in answer):
+        raise DataError(f"{where}: an answer is a text or a list of messages, not {answer!r}"[:400])
+    return as_dicts(answer) if answer else []
 
 
 class Tally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from steelyard_torch.config import TrainingOptions
 
@@ -13,6 +13,8 @@ __all__ = ["AnswerOptions", "DpoConfig", "KtoConfig", "OrpoConfig", "PairOptions
 
 class AnswerOptions(TrainingOptions):
     """What every stage has that compares answers by their log-probabilities."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     nll_coefficient: float = Field(default=0.0, ge=0)
     """Weight of a cross-entropy term on the chosen (desirable) answers, which keeps them likely."""
@@ -104,9 +106,11 @@ class KtoConfig(AnswerOptions, ReferenceOptions):
 
 
 class RewardModelConfig(TrainingOptions):
+    model_config = ConfigDict(allow_inf_nan=False)
+
     on_too_long: Literal["drop", "refuse"] = "drop"
     """What becomes of a pair or list with an answer over `max_length`. Cutting is not offered: the score is read at the end."""
-    margin: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["column"] = 0.0
+    margin: Annotated[float, Field(ge=0)] | Literal["column"] = 0.0
     """By how much the better score is to win: a number, or `column` for each pair's own number in the column `margin`."""
     ranked_weight: Literal["list", "pair"] = "list"
     """`list`: the pairs of a ranked list weigh as much together as one pair; `pair`: each weighs as one."""

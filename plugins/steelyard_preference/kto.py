@@ -13,18 +13,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from steelyard.errors import DataError
 from steelyard.protocols import StageContext
 from steelyard.records import Row, StageResult
 from steelyard.rows import read_rows
-from steelyard_preference.answers import Answers, Tally
+from steelyard_preference.answers import Answers, Tally, answer_messages
 from steelyard_preference.config import KtoConfig
 from steelyard_preference.losses import chosen_nll, kto_baseline, kto_loss
 from steelyard_preference.reference import Reference, open_reference
 from steelyard_torch.batching import MicroBatch, StepSampler, StepTotals, count_targets
-from steelyard_torch.encoding import EncodedChats, OnTooLong, encode_chats
+from steelyard_torch.encoding import EncodedChats, EncodedRow, OnTooLong, TrainedTurns, encode_chats
 from steelyard_torch.templates import as_dicts
 from steelyard_torch.token_cache import cached_rows
 from steelyard_torch.trainee import Trainee, memory_errors
@@ -40,6 +41,8 @@ class _Labelled:
     completion: list[dict[str, Any]]
     desirable: bool
     source: str | None
+    pair: int | None = None
+    """The number of the row whose two sides this and another one are."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,7 +53,7 @@ class _Examples:
     desirable: list[bool]
     """(E,)"""
     mismatched: list[int | None]
-    """(E,) the place of the example's mismatched answer; None where that is too long."""
+    """(E,) the place of the example's mismatched answer; None where that is too long, or has nothing to score."""
     facts: dict[str, Any]
 
     def __len__(self) -> int:
@@ -159,8 +162,8 @@ def _backward(
 def _encode(trainee: Trainee, config: KtoConfig) -> _Examples:
     labelled: list[_Labelled] = []
     identical = 0
-    for row in read_rows(trainee.dataset()):
-        found = list(_read(row))
+    for number, row in enumerate(read_rows(trainee.dataset())):
+        found = list(_read(row, number))
         if len(found) == 2 and found[0].completion == found[1].completion:
             identical += 1
         else:
@@ -182,22 +185,62 @@ def _encode(trainee: Trainee, config: KtoConfig) -> _Examples:
         too_long,
         (),
     )
-    rows = own.rows
-    places = {row.index: len(rows) + place for place, row in enumerate(crossed.rows)}
-    answers = Answers([*rows, *crossed.rows], trainee.tokenizer, mask_format_tokens=config.mask_format_tokens)
+    distinct = _distinct(own.rows, kept)
+    identical += (len(own.rows) - len(distinct)) // 2
+    rows = _with_content(trainee, config, _answered(trainee, config, kept, own, distinct))
+    others = _with_content(trainee, config, crossed.rows)
+    if not rows:
+        raise DataError(f"none of the {len(own.rows):,} answers has a token to score that is its own; check max_length and the answers")
+    places = {row.index: len(rows) + place for place, row in enumerate(others)}
+    answers = Answers([*rows, *others], trainee.tokenizer, mask_format_tokens=config.mask_format_tokens)
     desirable = [kept[row.index].desirable for row in rows]
+    left_out = {
+        "left out with an empty answer": empty,
+        "pairs left out with the same tokens on both sides": identical,
+        "left out without a token to score": len(distinct) - len(rows),
+    }
     trainee.context.io.log(
-        f"{own.stats.describe()}; {sum(desirable):,} desirable" + (f"; {empty:,} left out with an empty answer" if empty else "")
+        f"{own.stats.describe()}; {sum(desirable):,} desirable"
+        + "".join(f"; {count:,} {what}" for what, count in left_out.items() if count)
     )
     facts = {
         "data": own.stats.to_json(),
         "empty_answers": empty,
         "identical_pairs": identical,
+        "nothing_to_score": len(distinct) - len(rows),
         "desirable": sum(desirable),
         "undesirable": len(desirable) - sum(desirable),
-        "mismatched": len(crossed.rows),
+        "mismatched": sum(row.index in places for row in rows),
     }
     return _Examples(answers, desirable, [places.get(row.index) for row in rows], facts)
+
+
+def _distinct(rows: Sequence[EncodedRow], kept: Sequence[_Labelled]) -> list[EncodedRow]:
+    """The rows without those of pairs whose sides are the same tokens, as they stand or once truncated."""
+    sides: dict[int, list[EncodedRow]] = {}
+    for row in rows:
+        if (pair := kept[row.index].pair) is not None:
+            sides.setdefault(pair, []).append(row)
+    equal = {pair for pair, two in sides.items() if len(two) == 2 and np.array_equal(two[0].input_ids, two[1].input_ids)}
+    return [row for row in rows if kept[row.index].pair not in equal]
+
+
+def _answered(
+    trainee: Trainee, config: KtoConfig, kept: Sequence[_Labelled], own: EncodedChats, rows: list[EncodedRow]
+) -> list[EncodedRow]:
+    """The rows whose answer was not cut away whole; where turns of the prompt are trained, that does not show in what is trained."""
+    if config.trained_turns == "last" or not own.stats.truncated:
+        return rows
+    conversations = (one.prompt + one.completion for one in kept)
+    last = _cached(trainee, config, "kto answered", lambda: conversations, config.on_too_long, (), trained_turns="last")
+    answered = {row.index for row in last.rows}
+    return [row for row in rows if row.index in answered]
+
+
+def _with_content(trainee: Trainee, config: KtoConfig, rows: Sequence[EncodedRow]) -> list[EncodedRow]:
+    """The rows with a token to score."""
+    counts = Answers(rows, trainee.tokenizer, mask_format_tokens=config.mask_format_tokens).counts
+    return [row for row, count in zip(rows, counts, strict=True) if count]
 
 
 def _cached(
@@ -207,18 +250,22 @@ def _cached(
     conversations: Callable[[], Iterator[list[dict[str, Any]]]],
     on_too_long: OnTooLong,
     sources: Sequence[str | None],
+    *,
+    trained_turns: TrainedTurns | None = None,
 ) -> EncodedChats:
+    turns = trained_turns or config.trained_turns
+
     def encode() -> EncodedChats:
         return encode_chats(
             trainee.tokenizer,
             conversations(),
             max_length=config.max_length,
             on_too_long=on_too_long,
-            trained_turns=config.trained_turns,
+            trained_turns=turns,
             sources=sources,
         )
 
-    options = {"max_length": config.max_length, "on_too_long": on_too_long, "trained_turns": config.trained_turns, "rows": kind}
+    options = {"max_length": config.max_length, "on_too_long": on_too_long, "trained_turns": turns, "rows": kind}
     return cached_rows(trainee.context.cache, trainee.dataset(), trainee.tokenizer, options, encode)
 
 
@@ -247,8 +294,8 @@ def _partners(labelled: Sequence[_Labelled]) -> list[int]:
     return [partner(place) for place in range(len(prompts))]
 
 
-def _read(row: Row) -> Iterator[_Labelled]:
-    """The labelled answers of a row: its own, or those of a pair."""
+def _read(row: Row, number: int) -> Iterator[_Labelled]:
+    """The labelled answers of a row: its own, or those of a pair, which is known by its number."""
     where = f"row {row.get('id', '?')!r}"
     if not isinstance(row.get("prompt"), list) or not row["prompt"]:
         raise DataError(f"{where} has no messages under 'prompt'; a row has prompt, completion and label, or prompt, chosen and rejected")
@@ -263,14 +310,12 @@ def _read(row: Row) -> Iterator[_Labelled]:
     for name, desirable in (("chosen", True), ("rejected", False)):
         if not isinstance(row.get(name), list):
             raise DataError(f"{where} has neither 'label' nor messages under {name!r}; it has {', '.join(sorted(row))}")
-        yield _Labelled(prompt, _answer(prompt, row[name], where), desirable, row.get("source"))
+        yield _Labelled(prompt, _answer(prompt, row[name], where), desirable, row.get("source"), number)
 
 
 def _answer(prompt: list[dict[str, Any]], completion: Any, where: str) -> list[dict[str, Any]]:
     """What follows the prompt; nothing where the answer is empty."""
-    if isinstance(completion, str):
-        return [{"role": "assistant", "content": completion}]
-    messages = as_dicts(completion) if completion else []
+    messages = answer_messages(completion, where)
     if messages[: len(prompt)] == prompt:
         messages = messages[len(prompt) :]
     if messages and (messages[0]["role"] != "assistant" or messages[-1]["role"] != "assistant"):

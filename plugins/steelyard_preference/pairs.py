@@ -84,7 +84,12 @@ def train_on_pairs(
             shared={"train/epoch": sampler.epoch(trainee.step + 1)},
         )
         trainee.rest(sampler.state(trainee.step))
-    facts = {"data": encoded.stats.to_json(), "pairs": len(pairs), **({"reference": reference.facts} if reference else {})}
+    facts = {
+        "data": encoded.stats.to_json(),
+        "pairs": len(pairs),
+        "nothing_to_score": len(encoded.pairs) - len(pairs),
+        **({"reference": reference.facts} if reference else {}),
+    }
     result = trainee.finish(facts)
     if reference is not None and trainee.world.main:
         reference.leave(context.output)

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from steelyard.errors import DataError
 from steelyard.records import Row
+from steelyard_preference.answers import answer_messages
 from steelyard_torch.encoding import EncodedRow
 from steelyard_torch.templates import as_dicts, render
 
@@ -113,7 +114,7 @@ def read_ranking(row: Row, *, margin: bool = False) -> Ranking:
         answers = [row[name] for name in names]
     prompt = as_dicts(row["prompt"]) if row["prompt"] else []
     return Ranking(
-        prompt, [_messages(answer, where) for answer in answers], _margin(row, where) if margin else 0.0, where, row.get("source")
+        prompt, [answer_messages(answer, where) for answer in answers], _margin(row, where) if margin else 0.0, where, row.get("source")
     )
 
 
@@ -193,14 +194,6 @@ def _common_start(conversations: Sequence[list[dict[str, Any]]]) -> list[dict[st
     while shared < shortest - 1 and all(c[shared] == conversations[0][shared] for c in conversations):
         shared += 1
     return conversations[0][:shared]
-
-
-def _messages(answer: Any, where: str) -> list[dict[str, Any]]:
-    if isinstance(answer, str):
-        return [{"role": "assistant", "content": answer}]
-    if not isinstance(answer, list):
-        raise DataError(f"{where}: an answer is a text or a list of messages, not {answer!r}"[:400])
-    return as_dicts(answer) if answer else []
 
 
 def _margin(row: Row, where: str) -> float:

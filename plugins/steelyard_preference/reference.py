@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel
 
-from steelyard.errors import Interrupted
+from steelyard.errors import Interrupted, ModelError
 from steelyard_preference.answers import Answers
 from steelyard_preference.config import AnswerOptions, DpoConfig, KtoConfig
 from steelyard_torch.batching import MicroBatch
@@ -47,7 +47,7 @@ def open_reference(trainee: Trainee, config: DpoConfig | KtoConfig, answers: Ans
         rows: what they are, for the key under which kept ones are found.
 
     Raises:
-        ModelError: there is none, or it has another tokenizer or template.
+        ModelError: there is none, it has another tokenizer or template, or what is to be kept of it is not finite.
         Interrupted: the run was asked to stop while the reference scored.
     """
     folder = trainee.reference_folder()
@@ -134,7 +134,13 @@ def _score(trainee: Trainee, config: AnswerOptions, answers: Answers, groups: Se
             done += len(places)
             trainee.context.io.progress(done, len(answers.rows), "answers", "reference log-probabilities")
     every = trainee.world.merged(own)
-    return np.array([every[place] for place in range(len(answers.rows))], np.float32)
+    values = np.array([every[place] for place in range(len(answers.rows))], np.float32)
+    if broken := np.count_nonzero(~np.isfinite(values)):
+        raise ModelError(
+            f"the reference model gives log-probabilities that are not finite, of {broken:,} of {len(values):,} answers; see whether its "
+            "weights or `precision` make it overflow, or name another one by `reference:`"
+        )
+    return values
 
 
 def _chunks(answers: Answers, groups: Sequence[int]) -> list[list[int]]:

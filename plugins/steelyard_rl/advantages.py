@@ -14,6 +14,8 @@ from steelyard_rl.policy_options import PolicyOptions
 __all__ = ["baseline", "discounted_advantages", "explained_variance", "group_advantages", "rollout_advantages", "whiten"]
 
 _WHITEN_EPS = 1e-8
+_LARGEST_REWARD = 1e37
+"""Beyond it an advantage, or a deviation on the way to it, overflows, and would be infinite or silently 0."""
 
 
 def baseline(
@@ -67,11 +69,10 @@ def group_advantages(
         (G,) float64. Equal rewards give exactly 0: there the rounding of the mean, divided by eps, would be noise.
 
     Raises:
-        TrainingError: a reward is not finite.
+        TrainingError: a reward is not finite, or too large.
     """
     values = rewards.detach().to(torch.float64)
-    if not bool(torch.isfinite(values).all()):
-        raise TrainingError(f"rewards must be finite, got {values.tolist()!r}")
+    _check_rewards(values.tolist())
     if len(values) == 0 or bool((values == values[0]).all()):
         return torch.zeros_like(values)
     centred = values - baseline(values, kind, tau=tau)
@@ -135,7 +136,7 @@ def rollout_advantages(
         For each answer (T,) float64.
 
     Raises:
-        TrainingError: a reward is not finite.
+        TrainingError: a reward is not finite, or too large.
     """
     if dials.per_token:
         return _by_token(rewards, tokens, dials, penalties, values)
@@ -143,6 +144,14 @@ def rollout_advantages(
         places = iter(penalties)
         rewards = [[reward - float(next(places).sum()) for reward in group] for group in rewards]
     return _by_answer(rewards, tokens, dials)
+
+
+def _check_rewards(rewards: Sequence[float]) -> None:
+    # A NaN fails every comparison.
+    if not all(abs(reward) <= _LARGEST_REWARD for reward in rewards):
+        raise TrainingError(
+            f"rewards must be finite and within ±{_LARGEST_REWARD:g}, got {list(rewards)!r}; look at `reward_scale` and the shapers"
+        )
 
 
 def _by_answer(rewards: Sequence[Sequence[float]], tokens: Sequence[int], dials: PolicyOptions) -> list[torch.Tensor]:
@@ -175,8 +184,7 @@ def _by_token(
 ) -> list[torch.Tensor]:
     made = []
     for place, (reward, count) in enumerate(zip((reward for group in rewards for reward in group), tokens, strict=True)):
-        if not math.isfinite(reward):
-            raise TrainingError(f"rewards must be finite, got {reward!r}")
+        _check_rewards([reward])
         earned = torch.zeros(count, dtype=torch.float64)
         if penalties is not None:
             earned -= penalties[place].to(torch.float64)

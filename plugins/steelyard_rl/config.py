@@ -24,6 +24,11 @@ class RlConfig(RolloutOptions, PolicyOptions, OptimiserOptions):
     def _groups_are_large_enough(self) -> RlConfig:
         if self.minibatches > self.prompts_per_step:
             raise ValueError(f"minibatches {self.minibatches} is more than prompts_per_step {self.prompts_per_step}")
+        if self.samples_per_prompt == 1 and self.per_token and self.drop_without_signal:
+            raise ValueError(
+                "drop_without_signal leaves out every group where samples_per_prompt is 1, since one answer differs from none; "
+                "say drop_without_signal: false"
+            )
         if self.samples_per_prompt == 1 and not self.per_token:
             raise ValueError(
                 f"samples_per_prompt 1 makes every advantage 0 with advantage {self.advantage!r}, which compares an answer with its group"

@@ -52,9 +52,11 @@ class Experience:
         for number, group in enumerate(groups):
             made.rewards.append([float(rollout.reward or 0.0) for rollout in group.rollouts])
             for rollout, mask, stale in zip(group.rollouts, group.masks, group.stale(version), strict=True):
-                completion, place = rollout.completion, len(made.rows)
-                trained: Sequence[bool] = [True] * len(completion.token_ids) if mask is None else mask
-                made.rows.append(encode_rollout(rollout.prompt.token_ids or (), completion.token_ids, trained=trained, index=place))
+                completion, place, asked = rollout.completion, len(made.rows), rollout.prompt.token_ids or ()
+                row = encode_rollout(asked, completion.token_ids, trained=True if mask is None else mask, index=place)
+                # The row's own word: nothing predicts the first token of an answer to an empty prompt.
+                trained: list[bool] = row.trained[len(asked) :].tolist()
+                made.rows.append(row)
                 made.prompts.append(number)
                 sampled.append(_kept(completion.logprobs, trained, torch.float32))
                 old = _kept(stale, trained, torch.bool)

@@ -123,7 +123,9 @@ class PolicyOptions(BaseModel):
     def _preset_fills(cls, given: Any) -> Any:
         if not isinstance(given, Mapping):
             return given
-        values = PRESETS.get(given.get("preset", cls.model_fields["preset"].default), {})
+        preset = given.get("preset", cls.model_fields["preset"].default)
+        # What is no name at all is for the field's own check to refuse.
+        values = PRESETS.get(preset, {}) if isinstance(preset, str) else {}
         displaced = {name for name, other in GIVES_WAY.items() if other in given and given[other] != values.get(other)}
         return {**{name: value for name, value in values.items() if name in cls.model_fields and name not in displaced}, **given}
 

@@ -41,10 +41,13 @@ def prepare(trainee: Trainee, config: RolloutOptions, engine: Engine, pool: Prom
             pool.tried += len(part)
             looked = True
     if samples is not None:
-        known = pool.measured.keys() | set(pool.guessed)
+        known = pool.measured.keys() | set(pool.unmeasured) | set(pool.guessed)
         for part in _parts(context, [index for index in pool.trainable() if index not in known], "measured", rest):
             found = _measure(context, config, samples, engine, pool, part) if trainee.world.main else None
-            pool.measured |= trainee.world.from_main(found)
+            found = trainee.world.from_main(found)
+            pool.measured |= found
+            # After a stop in training these would be measured by another model than the initial one.
+            pool.unmeasured += [index for index in part if index not in found]
             looked = True
     if looked:
         pool.choose()

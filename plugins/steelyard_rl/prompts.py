@@ -60,6 +60,8 @@ class PromptPool:
         """Answers that are not finished, and groups for a later rollout step."""
         self.measured: dict[int, tuple[float, float]] = {}
         """Success rate and variance of rewards by row, from the pre-pass."""
+        self.unmeasured: list[int] = []
+        """Rows that it looked at, but got no verdict on."""
         self.guessed: list[int] = []
         """Rows that were answered right without thinking."""
         self.tried = 0
@@ -138,6 +140,7 @@ class PromptPool:
             "curriculum": self.curriculum.state(),
             "buffer": self.buffer.state(),
             "measured": {str(index): list(pair) for index, pair in self.measured.items()},
+            "unmeasured": list(self.unmeasured),
             "guessed": list(self.guessed),
             "tried": self.tried,
         }
@@ -147,7 +150,7 @@ class PromptPool:
         if not state:
             return
         self.measured = {int(index): (float(rate), float(variance)) for index, (rate, variance) in state["measured"].items()}
-        self.guessed, self.tried = list(state["guessed"]), int(state["tried"])
+        self.unmeasured, self.guessed, self.tried = list(state["unmeasured"]), list(state["guessed"]), int(state["tried"])
         self.curriculum.restore(state["curriculum"])
         self.buffer.restore(state["buffer"], self.at)
         self.choose()

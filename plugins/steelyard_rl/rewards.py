@@ -78,9 +78,15 @@ def shaped(shapers: Sequence[Shaper], config: RolloutOptions, group: Sequence[Ju
     rollouts = [judged.rollout for judged in group]
     rewards = [_reward(config, judged) for judged in group]
     for shaper in shapers if rollouts else ():
-        made = [float(reward) for reward in shaper.shape(rollouts, rewards)]
+        given = shaper.shape(rollouts, rewards)
+        try:
+            made = [float(reward) for reward in given]
+        except (TypeError, ValueError):
+            made = []
         if len(made) != len(rewards) or not all(map(math.isfinite, made)):
-            raise PluginError(f"shaper {type(shaper).__name__!r} made {made!r} of {len(rewards)} rewards; it must give as many finite ones")
+            raise PluginError(
+                f"shaper {type(shaper).__name__!r} made {given!r} of {len(rewards)} rewards; it must give as many finite ones"
+            )
         rewards = made
     return [replace(rollout, reward=reward) for rollout, reward in zip(rollouts, rewards, strict=True)]
 

@@ -6,6 +6,7 @@ logits' memory. Each architecture is tested once against its own forward pass; w
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -286,4 +287,5 @@ def _try_separate_head(model: PreTrainedModel) -> bool:
         return False
     finally:
         model.train(was_training)
-    return mine.shape == full.shape and torch.allclose(mine, full, rtol=1e-5, atol=1e-5 * float(full.abs().max()))
+    scale = float(full.abs().max())
+    return mine.shape == full.shape and math.isfinite(scale) and torch.allclose(mine, full, rtol=1e-5, atol=1e-5 * scale)

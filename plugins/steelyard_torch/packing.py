@@ -2,7 +2,7 @@
 
 The line is cut into segments. A segment attends to its prefix, if it has one, and causally to itself, and to nothing else; positions go
 on behind the prefix. So a row's hidden states are those that it would have alone. On a GPU in half precision this is one call of
-FlashAttention's variable-length kernel through torch, elsewhere one call a segment; nothing is padded in either.
+FlashAttention's variable-length kernel through torch, elsewhere one call for neighbouring segments of one length; nothing is padded in either.
 
 transformers looks its attention functions up by name. Ours do what the model's own did before whenever they are not given a layout, so a
 model that is switched to them generates, and scores padded batches, as ever.
@@ -11,6 +11,7 @@ model that is switched to them generates, and scores padded batches, as ever.
 from __future__ import annotations
 
 import functools
+import itertools
 import sys
 import weakref
 from collections.abc import Sequence
@@ -53,6 +54,12 @@ class Layout:
     @property
     def tokens(self) -> int:
         return sum(segment.length for segment in self.segments)
+
+    @functools.cached_property
+    def runs(self) -> tuple[tuple[int, int], ...]:
+        """Neighbouring segments of one length behind one prefix, as (first, how many): attention takes them in one call."""
+        alike = [list(run) for _, run in itertools.groupby(range(len(self.segments)), key=lambda i: self.segments[i][1:])]
+        return tuple((run[0], len(run)) for run in alike)
 
     def kernel_inputs(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, int, int]:
         """For the variable-length kernel: starts of the segments' queries and of their keys (S + 1, int32), the places of all keys (None
@@ -102,17 +109,15 @@ def packed_attention(
     given = query.dtype
     if query.device.type == "cpu" and given == torch.bfloat16 and max(segment.length for segment in layout.segments) <= _SHORT:
         query, key, value = query.float(), key.float(), value.float()
-    lengths = [segment.length for segment in layout.segments]
-    queries, keys, values = (torch.split(states, lengths, dim=2) for states in (query, key, value))
-    at = {segment.start: i for i, segment in enumerate(layout.segments)}
     out = []
-    for i, segment in enumerate(layout.segments):
-        k, v = keys[i], values[i]
+    for first, count in layout.runs:
+        segment = layout.segments[first]
+        own = [_stacked(states, segment, count) for states in (query, key, value)]
         if segment.prefix_length:
-            before = at[segment.prefix_start]
-            k, v = torch.cat([keys[before], k], dim=2), torch.cat([values[before], v], dim=2)
-        out.append(_attend(queries[i], k, v, scale, window, softcap, dropout))
-    return torch.cat(out, dim=2).to(given).transpose(1, 2)
+            own[1:] = [_with_prefix(mine, states, segment) for mine, states in zip(own[1:], (key, value), strict=True)]
+        found = _attend(own[0], own[1], own[2], scale, window, softcap, dropout)
+        out.append(found.transpose(1, 2).reshape(1, count * segment.length, *found.shape[1::2]))
+    return torch.cat(out, dim=1).to(given)
 
 
 def is_packable(model: PreTrainedModel) -> bool:
@@ -138,6 +143,18 @@ def _key_places(segment: Segment) -> list[torch.Tensor]:
     ]
 
 
+def _stacked(states: torch.Tensor, segment: Segment, count: int) -> torch.Tensor:
+    """(count, H, L, D): the states of ``count`` segments of one length that follow each other, of (1, H, T, D)."""
+    taken = states[0, :, segment.start : segment.start + count * segment.length]
+    return taken.unflatten(1, (count, segment.length)).transpose(0, 1)
+
+
+def _with_prefix(own: torch.Tensor, states: torch.Tensor, segment: Segment) -> torch.Tensor:
+    """(count, G, P + L, D): the prefix's states in front of each segment's own."""
+    prefix = states[:, :, segment.prefix_start : segment.prefix_start + segment.prefix_length]
+    return torch.cat([prefix.expand(len(own), -1, -1, -1), own], dim=2)
+
+
 def _attend(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -147,7 +164,7 @@ def _attend(
     softcap: float | None,
     dropout: float,
 ) -> torch.Tensor:
-    """Causal attention of the last of the keys' tokens: (1, H, L, D) over (1, G, P + L, D)."""
+    """Causal attention of the last of the keys' tokens: (n, H, L, D) over (n, G, P + L, D), n segments at once."""
     length, span = query.shape[2], key.shape[2]
     mask = None
     if length != span or (window is not None and window < span) or softcap is not None:

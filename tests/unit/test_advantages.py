@@ -60,6 +60,16 @@ def test_rewards_that_are_not_finite_are_refused() -> None:
         group_advantages(torch.tensor([1.0, math.inf]))
 
 
+@pytest.mark.parametrize("preset", ["grpo", "dr_grpo", "rloo", "reinforce_pp"])
+def test_rewards_too_large_to_compare_are_refused_and_large_ones_are_not(preset: Any) -> None:
+    """Squares of 1e200 overflow in float64 too: the deviation would be infinite, and every advantage silently 0."""
+    dials = PolicyOptions(preset=preset)
+    with pytest.raises(TrainingError, match=r"within ±1e\+37, got .*look at `reward_scale` and the shapers"):
+        rollout_advantages([[1e200, -1e200]], [1, 1], dials)
+    made = torch.cat(rollout_advantages([[1e36, -1e36]], [1, 1], dials)).float()
+    assert bool(torch.isfinite(made).all()) and made[0] > 0 > made[1]
+
+
 @pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.8), (1.0, 1.0), (0.99, 0.0)])
 def test_generalised_advantages_are_the_discounted_sums_of_surprises(gamma: float, lam: float) -> None:
     draw = torch.Generator().manual_seed(0)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
 
 import steelyard_distill.asking
 from steelyard.errors import DataError, EngineError, Interrupted, ModelError, RecipeError, UsageError
@@ -25,12 +29,15 @@ from steelyard.rows import write_rows
 from steelyard.run.checkpoints import FolderCheckpoints
 from steelyard.run.contexts import open_step_verifiers
 from steelyard.testing import RecordedIO
+from steelyard_distill.comparing import compare
 from steelyard_distill.config import DistillConfig
 from steelyard_distill.distill import Distill, is_on_policy
 from steelyard_distill.prompts import cut_at_last_user
 from steelyard_distill.stored import StoredTeacher
+from steelyard_distill.teachers import KnownRows
 from steelyard_engines.transformers_engine import TransformersEngine
 from steelyard_torch.bases import new_model
+from steelyard_torch.batching import micro_batches
 from steelyard_torch.encoding import encode_prompt
 from steelyard_torch.models import load_model, load_tokenizer, weights_sha256
 
@@ -275,6 +282,19 @@ def test_what_was_kept_of_the_whole_vocabulary_is_the_live_teacher(world: Path, 
         torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=1e-4)
 
 
+def test_a_rank_without_rows_of_its_own_is_told_of_no_token(world: Path) -> None:
+    config = DistillConfig(lr=1e-3, stored=True, top_k=3)
+    trainee = steelyard_distill.distill.Trainee(context(world, "idle", config, None), config)
+    rows = trainee.conversations(max_length=40, on_too_long="truncate", trained_turns="all").rows[:1]
+    said = steelyard_distill.asking.score_top_k(trainee, load_model(world / "teacher"), rows, config, VOCABULARY)
+    for packed in (True, False):
+        idle = next(iter(micro_batches(rows, token_budget=100, pad_id=0, packed=packed, rank=1, size=2)))
+        known = KnownRows(said).signal(idle)
+        found = compare(trainee.model, idle, known, config, weights=torch.zeros(0), ce_coefficient=0.0)
+        found.loss.backward()
+        assert found.loss.item() == 0 and found.divergence.shape == (0,)
+
+
 @pytest.mark.parametrize("tail", ["bucket", "renormalise", "ignore"])
 def test_a_few_tokens_of_the_teacher_teach_too(world: Path, tail: str) -> None:
     io = RecordedIO()
@@ -312,6 +332,55 @@ def test_the_teacher_is_asked_once_for_its_weights_the_data_and_the_dials(world:
     for number, change in enumerate(changes):
         keys.append(distill(world, f"c{number}", **{**options, **change}).facts["teacher"]["logprobs"])
     assert len(asked) == 5 and len(set(keys)) == 5 and keys[-1] == keys[-2]
+
+
+def widened(folder: Path, target: Path) -> Path:
+    """The model with 24 more embeddings than its tokenizer has tokens, which it deems likely."""
+    shutil.copytree(folder, target)
+    model: Any = load_model(folder)
+    torch.manual_seed(0)
+    model.resize_token_embeddings(VOCABULARY + 24, mean_resizing=False)
+    with torch.no_grad():
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+            layer.weight[VOCABULARY:].normal_(std=0.3)
+    model.save_pretrained(target)
+    return target
+
+
+@pytest.mark.parametrize("wide", ["student", "teacher"])
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jsd"])
+def test_what_was_kept_of_a_narrower_or_wider_teacher_is_the_live_one(world: Path, wide: str, divergence: str) -> None:
+    live, kept = RecordedIO(), RecordedIO()
+    keys = {"model" if wide == "student" else "reference": widened(world / wide, world / "wide")}
+    distill(world, "live", io=live, max_steps=3, divergence=divergence, keys=keys)
+    distill(world, "kept", io=kept, max_steps=3, divergence=divergence, keys=keys, **KEPT)
+    for name in ("train/loss", "train/grad_norm"):
+        assert metric(kept, name) == pytest.approx(metric(live, name), rel=1e-4), name
+
+
+def test_more_tokens_than_a_narrower_teacher_has_are_refused(world: Path) -> None:
+    keys = {"model": widened(world / "student", world / "wide")}
+    with pytest.raises(UsageError, match=f"top_k {VOCABULARY + 1} is more than the vocabulary's {VOCABULARY} tokens"):
+        distill(world, "refused", keys=keys, stored=True, top_k=VOCABULARY + 1)
+
+
+@pytest.mark.parametrize("teacher", ["model", "engine"])
+def test_a_sampled_token_that_the_teacher_does_not_know_is_named(world: Path, teacher: str) -> None:
+    keys = {"model": widened(world / "student", world / "wide")}
+    with pytest.raises(ModelError, match=rf"the student sampled token \d+, and the teacher knows {VOCABULARY} tokens"):
+        distill(world, "foreign", keys=keys, divergence="sampled_reverse_kl", teacher=teacher, **ON_POLICY)
+
+
+def test_a_teacher_that_computes_no_numbers_is_named_and_nothing_is_kept(world: Path) -> None:
+    broken = world / "broken"
+    shutil.copytree(world / "teacher", broken)
+    weights = load_file(broken / "model.safetensors")
+    # Finite weights whose products are not.
+    large = {name: torch.full_like(tensor, 3e38) if "down_proj" in name else tensor for name, tensor in weights.items()}
+    save_file(large, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="the teacher gives log-probabilities that are not finite"):
+        distill(world, "nan", keys={"reference": broken}, stored=True, top_k=3)
+    assert not list(world.glob("cache/teacher-logprobs/*/*.safetensors"))
 
 
 def stored(world: Path, io: RecordedIO, asked: list[int]) -> StoredTeacher:
@@ -364,6 +433,8 @@ class TeacherServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.model, self.tokenizer = load_model(folder), load_tokenizer(folder)
         self.most, self.requests = 100, 0
+        # What may be wrong with it.
+        self.shift, self.foreign_after, self.pause = 0.0, 1 << 30, 0.0
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -372,6 +443,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.requests += 1
+        time.sleep(self.server.pause)
         k = body["prompt_logprobs"]
         if k > self.server.most:
             self._send(400, {"error": {"message": f"Requested prompt logprobs of {k}, which is greater than max allowed"}})
@@ -386,11 +458,13 @@ class Handler(BaseHTTPRequestHandler):
             # The token that stands there, and beside it the most probable ones.
             wanted = [token, *(one for one in order[:k] if one != token)]
             places.append({str(one): self._said(logprobs[at], order, one) for one in wanted})
+            if self.server.requests > self.server.foreign_after:
+                places[-1]["999"] = {"logprob": -0.01, "rank": 0, "decoded_token": None}
         self._send(200, {"choices": [{"index": 0, "text": "", "finish_reason": "length", "prompt_logprobs": places}]})
 
     def _said(self, logprobs: torch.Tensor, order: list[int], token: int) -> dict[str, Any]:
         text = self.server.tokenizer.decode([token])
-        return {"logprob": float(logprobs[token]), "rank": order.index(token) + 1, "decoded_token": text}
+        return {"logprob": float(logprobs[token]) + self.server.shift, "rank": order.index(token) + 1, "decoded_token": text}
 
     def _send(self, status: int, reply: dict[str, Any]) -> None:
         data = json.dumps(reply).encode()
@@ -398,7 +472,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        self.wfile.write(data)
+        with suppress(BrokenPipeError):  # a client that gave up
+            self.wfile.write(data)
 
     def log_message(self, *_: Any) -> None: ...
 
@@ -455,6 +530,26 @@ def test_a_server_of_another_vocabulary_or_with_fewer_tokens_than_asked_for_is_r
         distill(world, "other", top_k=3, **at(server))
 
 
+def test_a_server_whose_answers_are_no_log_probabilities_is_refused(world: Path, server: TeacherServer) -> None:
+    server.shift = 5.0
+    with pytest.raises(EngineError, match=r"no completion with prompt_logprobs.*--max-logprobs"):
+        distill(world, "shifted", top_k=3, **at(server))
+
+
+def test_a_token_beyond_the_students_is_found_whenever_it_comes(world: Path, server: TeacherServer) -> None:
+    server.foreign_after = 8  # the first step's requests
+    with pytest.raises(ModelError, match=f"knows a token 999, the student {VOCABULARY} tokens"):
+        distill(world, "later", top_k=3, **at(server))
+
+
+def test_a_server_that_is_too_slow_is_not_told_to_be_another_one(world: Path, server: TeacherServer) -> None:
+    server.pause = 0.5
+    options = at(server)
+    options["server"] |= {"timeout_s": 0.1}
+    with pytest.raises(EngineError, match=r"no answer from .* within 0.1 s; see that it runs, or raise server.timeout_s"):
+        distill(world, "slow", top_k=3, **options)
+
+
 # Dials that do nothing
 
 
@@ -465,6 +560,8 @@ SERVER = {"url": "http://127.0.0.1:1/v1", "model": "m"}
     ("options", "message"),
     [
         ({"max_new_tokens": 5}, "max_new_tokens belongs to sampling"),
+        ({"temperature": math.inf}, "finite"),
+        ({"ce_coefficient": math.inf}, "finite"),
         ({"samples_per_prompt": 2}, "samples_per_prompt belongs to sampling"),
         ({"sampling_temperature": 0.5}, "sampling_temperature belongs to sampling"),
         ({"on_policy_share": 0.5}, "needs max_new_tokens"),

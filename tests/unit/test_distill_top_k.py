@@ -268,5 +268,5 @@ def test_no_token_has_no_divergence_and_a_gradient_of_0() -> None:
 
 def test_a_top_k_is_as_long_as_its_tokens() -> None:
     known = top_k_of(logits(1), targets(), 3)
-    assert len(known) == 6 and {field.name for field in fields(TopK)} == {"ids", "logprobs", "tail", "target"}
+    assert len(known) == 6 and {field.name for field in fields(TopK)} == {"ids", "logprobs", "tail", "target", "width"}
     assert bool((known.logprobs.diff(dim=1) <= 0).all())

@@ -6,6 +6,8 @@ import string
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import Unigram
 from transformers import PreTrainedTokenizerFast
 
 from steelyard.errors import ModelError
@@ -53,6 +55,23 @@ def tokenizer(template: str) -> PreTrainedTokenizerFast:
     return made
 
 
+def word_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
+    """As few tokens as can be of a few words, under the ChatML layout with its header generated."""
+    markers = ["<|im_start|>", "<|im_end|>", "assistant", "user"]
+    vocabulary = [(token, -1.0) for token in ["<unk>", *words, *markers]]
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(Unigram(vocabulary, unk_id=0)), unk_token="<unk>", eos_token="<|im_end|>", pad_token="<unk>"
+    )
+    made.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
+    made.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}{% generation %}"
+        "{{ '<|im_start|>assistant\n' + m['content'] + '<|im_end|>' }}{% endgeneration %}"
+        "{% else %}{{ '<|im_start|>user\n' + m['content'] + '<|im_end|>' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    return made
+
+
 def content(template: str, messages: list[dict[str, str]], **keys: Any) -> tuple[str, str]:
     """What is trained, and what of it is the answers' own."""
     made = tokenizer(template)
@@ -90,6 +109,30 @@ def test_an_answer_that_was_cut_off_has_no_termination() -> None:
     cut = EncodedRow(row.input_ids[:-6], row.trained[:-6])
     assert made.decode(cut.input_ids[FormatTokens(made).content(cut)]) == "one two "
     assert made.decode(row.input_ids[FormatTokens(made).content(row)]) == "one two three"
+
+
+def test_a_header_that_was_cut_off_is_no_answer() -> None:
+    made = tokenizer(TEMPLATES["llama 3, the header generated"])
+    row = encode_chat(made, chat("a", "one"))
+    first = int(row.trained.argmax())
+    for end in range(first + 1, len(row) - len("one<")):
+        cut = EncodedRow(row.input_ids[:end], row.trained[:end])
+        assert not FormatTokens(made).content(cut).any(), made.decode(cut.input_ids[cut.trained])
+
+
+def test_a_header_whose_end_shares_a_token_with_the_answer_is_found_all_the_same() -> None:
+    made = word_tokenizer(["\n", "\n\n", "a", "b"])
+    for text, own in (("b", ["b"]), ("\nb", ["\n\n", "b"])):
+        row = encode_chat(made, chat("a", text))
+        kept = FormatTokens(made).content(row)
+        assert made.convert_ids_to_tokens(row.input_ids[kept].tolist()) == own
+
+
+def test_special_tokens_that_the_answer_itself_ends_with_are_its_own() -> None:
+    made = tokenizer(TEMPLATES["llama 3"])
+    made.add_special_tokens({"additional_special_tokens": [*MARKERS, "</tool_call>"]})
+    row = encode_chat(made, chat("a", "call</tool_call>"))
+    assert made.decode(row.input_ids[FormatTokens(made).content(row)]) == "call</tool_call>"
 
 
 def test_a_template_that_ends_turns_with_plain_text_is_refused() -> None:

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 from steelyard.errors import DataError, Interrupted, ModelError
-from steelyard.records import Prompt, Sampling, derive_seed
+from steelyard.records import Completion, Prompt, Rollout, Sampling, Verdict, derive_seed
 from steelyard.rows import read_rows, write_rows
 from steelyard_data.columns import RowReader
 from steelyard_data.config import JsonlConfig
+from steelyard_rl.buffer import Group
 from steelyard_rl.config import GrpoConfig
+from steelyard_rl.experience import Experience
 from steelyard_rl.prepasses import guess_prompt, prepare
 from steelyard_rl.prompt_options import GuessOptions
 from steelyard_rl.prompts import PromptPool
@@ -236,6 +238,25 @@ def test_a_stop_in_a_look_at_the_prompts_loses_no_part_of_it(bench: Any, monkeyp
     assert [taken.index for taken in pool.take(0, 20)] == [taken.index for taken in whole.take(0, 20)]
 
 
+def test_what_got_no_verdict_is_not_measured_again_by_a_later_model(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every stop comes by here again, also one in the middle of training."""
+    setting = Setting(bench, config(curriculum={"measure": 2, "order": "easy_first"}))
+    verify = setting.context.verifiers.verify
+
+    def failing(checks: Any) -> list[Verdict]:
+        return [
+            Verdict.timeout("slow") if check[1].prompt_id == "measure:3" else one for check, one in zip(checks, verify(checks), strict=True)
+        ]
+
+    monkeypatch.setattr(setting.context.verifiers, "verify", failing)
+    pool = setting.prepare()
+    assert set(pool.measured) == set(range(12)) - {3}
+    again = Setting(bench, setting.options)
+    again.pool.restore(json.loads(json.dumps(pool.state())))
+    monkeypatch.setattr(again.engine, "generate", lambda *_: pytest.fail("sampled again"))
+    assert set(again.prepare().measured) == set(range(12)) - {3}
+
+
 # Generation batches
 
 
@@ -279,6 +300,18 @@ def test_surplus_groups_are_kept_for_the_next_step_and_through_a_stop(bench: Any
 
 
 # Rows
+
+
+def test_what_is_known_of_an_answer_to_an_empty_prompt_is_of_its_trained_tokens() -> None:
+    """Its first token is predicted by nothing; its log-probability would shift those of all later ones."""
+    completion = Completion("p", 0, (3, 4, 5), "abc", "stop", logprobs=(-1.0, -2.0, -3.0), weight_version=1)
+    rollout = Rollout(Prompt("p", token_ids=()), completion, Verdict.correct(), 1.0)
+    masks = [None, [True, False, True]]
+    experience = Experience.of([Group([rollout, rollout], masks, ([(0, 2), (1, 1)], ()))], version=1)
+    assert experience.targets == [2, 1]
+    assert experience.sampled is not None
+    assert [known.tolist() for known in experience.sampled] == [[-2.0, -3.0], [-3.0]]
+    assert experience.stale[0].tolist() == [True, False] and 1 not in experience.stale
 
 
 def test_a_rollout_without_a_prompt_trains_all_but_its_first_token() -> None:

@@ -133,6 +133,26 @@ def test_the_agents_word_for_how_a_rank_ended_is_taken(ranks: Ranks) -> None:
     assert answer["error"]["message"].startswith("rank 1 of 2 was killed by SIGKILL")
 
 
+def test_a_rank_that_dies_with_its_part_done_fails_the_step_that_the_first_is_still_at(ranks: Ranks) -> None:
+    """As of a step that only rank 0 runs. The agent then asks rank 0 to end, whose word for it would be a stop that nobody asked for."""
+    ranks.say(1, type="done", key="k", summary={}, seconds=0.0)
+    assert list(ranks.worker.messages(0.3)) == []
+    ranks.log.write_text(f"  exitcode  : -9 (pid: {2**22 + 3})\n")
+    ranks.ends[1].close()
+    ranks.say(0, type="interrupted", message="stopped by a signal to the worker", seconds=1.0)
+    [answer] = ranks.heard()
+    assert answer["type"] == "failed"
+    assert answer["error"]["message"].startswith("rank 1 of 2 was killed by SIGKILL")
+
+
+def test_the_end_of_the_agent_is_not_blamed_on_a_rank_that_went_with_it(ranks: Ranks) -> None:
+    ranks.agent.status = -9
+    for end in ranks.ends:
+        end.close()
+    [answer] = ranks.heard()
+    assert answer["error"]["message"].startswith("torchrun's agent was killed by SIGKILL")
+
+
 def test_what_all_ranks_find_wrong_is_told_as_in_one_process(ranks: Ranks) -> None:
     for number in (1, 0):
         ranks.fail(number, "row 3 has no text", code=5)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors.torch import save_file
 
 from steelyard.errors import DataError, Interrupted, ModelError
 from steelyard_preference.config import DpoConfig, OrpoConfig, SimpoConfig
@@ -218,6 +219,8 @@ def test_a_shared_prompt_is_run_once_for_both_answers_and_changes_nothing(bench:
         ({"loss": "dpo_norm", "ipo_delta": "sum"}, "ipo_delta belongs to the loss 'ipo'"),
         ({"nll_reduction": "sum"}, "nll_reduction does nothing with nll_coefficient 0"),
         ({"loss": "cdpo", "label_smoothing": 0.5}, "less than 0.5"),
+        ({"beta": math.inf}, "finite"),
+        ({"nll_coefficient": math.inf}, "finite"),
     ],
 )
 def test_a_dial_that_does_nothing_is_refused(keys: dict[str, Any], complaint: str) -> None:
@@ -229,7 +232,7 @@ def test_answers_of_the_templates_own_tokens_alone_are_left_out_under_the_mask(b
     # All that is left of these answers is their end token's place: the content is another special token.
     rows = [*pairs(bench, 6), {"prompt": pairs(bench, 1)[0]["prompt"], "chosen": [_said("<eos>")], "rejected": [_said("ab")]}]
     result, context = train(bench, config(max_steps=1, mask_format_tokens=True), rows=rows)
-    assert result.facts["pairs"] == 6
+    assert (result.facts["pairs"], result.facts["nothing_to_score"]) == (6, 1)
     assert any(line.startswith("1 pairs left out: beside the template's own tokens") for line in context.io.lines)
 
 
@@ -326,6 +329,18 @@ def test_a_stop_while_the_reference_is_scored_writes_nothing(bench: Any) -> None
         train(bench, config(), io=bench.io(stop_after=0))
     assert not list(bench.root.glob("cache/reference-logprobs/*"))
     train(bench, config())
+
+
+def test_a_reference_that_computes_no_numbers_is_named_and_nothing_is_kept(bench: Any) -> None:
+    broken = bench.root / "broken"
+    shutil.copytree(bench.model(), broken)
+    weights = bench.weights(broken)
+    # Finite weights whose products are not.
+    large = {name: torch.full_like(tensor, 3e38) if "down_proj" in name else tensor for name, tensor in weights.items()}
+    save_file(large, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="the reference model gives log-probabilities that are not finite"):
+        train(bench, config(), reference=broken)
+    assert not list(bench.root.glob("cache/reference-logprobs/*"))
 
 
 def test_pairs_that_teach_nothing_are_left_out_and_counted(bench: Any) -> None:

@@ -353,10 +353,13 @@ def test_a_verifier_that_always_fails_stops_the_stage_with_evidence(bench: Any) 
     assert len(evidence.read_text().splitlines()) == 32
 
 
-def test_a_shaper_that_loses_rewards_is_named(bench: Any) -> None:
+@pytest.mark.parametrize(
+    "made", [lambda rewards: rewards[1:], lambda rewards: [math.nan] * len(rewards), lambda rewards: [None] * len(rewards)]
+)
+def test_a_shaper_that_loses_rewards_is_named(bench: Any, made: Any) -> None:
     class Short:
         def shape(self, group: Sequence[Rollout], rewards: Sequence[float]) -> list[float]:
-            return list(rewards)[1:]
+            return list(made(rewards))
 
     with pytest.raises(PluginError, match="shaper 'Short'"):
         train(bench, config(), shapers=[Short()])

@@ -172,6 +172,8 @@ def test_a_mismatched_answer_that_is_too_long_costs_the_baseline_a_term_and_noth
         ({"label": True}, "row 'r' has a label but no 'completion'"),
         ({"completion": "a"}, "row 'r' has neither 'label' nor messages under 'chosen'"),
         ({"completion": [{"role": "user", "content": "a"}], "label": True}, "an answer begins and ends with an assistant message"),
+        ({"completion": 3, "label": True}, "row 'r': an answer is a text or a list of messages, not 3"),
+        ({"completion": ["a"], "label": True}, r"row 'r': an answer is a text or a list of messages, not \['a'\]"),
     ],
 )
 def test_rows_without_a_plain_label_are_named(bench: Any, row: dict[str, Any], complaint: str) -> None:
@@ -185,6 +187,38 @@ def test_empty_answers_and_equal_sides_are_left_out_and_counted(bench: Any) -> N
     result, context = train(bench, config(max_steps=1), rows=rows)
     assert (result.facts["empty_answers"], result.facts["identical_pairs"], result.facts["data"]["rows"]) == (1, 1, 5)
     assert any("1 left out with an empty answer" in line for line in context.io.lines)
+
+
+def test_pairs_that_are_equal_once_cut_are_left_out_and_counted(bench: Any) -> None:
+    said = [[{"role": "assistant", "content": "a" * 30 + end}] for end in "bc"]
+    rows = [*labelled(6), {"prompt": ask("q"), "chosen": said[0], "rejected": said[1], "source": "s"}]
+    result, context = train(bench, config(max_length=20, max_steps=1), rows=rows)
+    assert (result.facts["identical_pairs"], result.facts["data"]["rows"]) == (1, 8)
+    assert (result.facts["desirable"], result.facts["undesirable"]) == (2, 4)
+    assert any("1 pairs left out with the same tokens on both sides" in line for line in context.io.lines)
+
+
+def test_answers_without_a_token_of_their_own_are_left_out_and_counted(bench: Any) -> None:
+    rows = [*labelled(6), {"prompt": ask("q"), "completion": "<eos>", "label": True}]
+    result, context = train(bench, config(mask_format_tokens=True, max_steps=1), rows=rows)
+    assert (result.facts["nothing_to_score"], result.facts["desirable"]) == (1, 2)
+    assert any("1 left out without a token to score" in line for line in context.io.lines)
+
+
+def test_an_answer_that_is_cut_away_has_no_label_left_though_its_prompt_has_trained_turns(bench: Any) -> None:
+    conversation = [*ask("x"), {"role": "assistant", "content": "y"}, *ask("z" * 30)]
+    rows = [*labelled(6), {"prompt": conversation, "completion": "good", "label": True}]
+    for turns in ("all", "last"):
+        options = config(max_length=20, max_steps=1, trained_turns=turns)
+        result, _ = train(bench, options, rows=rows, name=turns)
+        assert (result.facts["desirable"], result.facts["undesirable"]) == (2, 4), turns
+        assert result.facts["nothing_to_score"] + result.facts["data"]["dropped_untrained"] == 1, turns
+
+
+def test_answers_that_leave_nothing_to_score_are_an_error(bench: Any) -> None:
+    rows = [{"prompt": ask(f"q{i}"), "completion": "<eos>", "label": True} for i in range(3)]
+    with pytest.raises(DataError, match="none of the 3 answers has a token to score"):
+        train(bench, config(mask_format_tokens=True), rows=rows)
 
 
 def test_data_that_holds_nothing_to_learn_from_is_an_error(bench: Any) -> None:

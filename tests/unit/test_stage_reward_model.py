@@ -234,6 +234,7 @@ def test_scores_that_mean_what_they_say_have_next_to_no_calibration_error() -> N
         ([{"id": "r", "prompt": ask("a"), "ranked": ["b"]}], {}, "row 'r': 'ranked' is a list of at least two answers"),
         ([{"id": "r", "prompt": ask("a"), "chosen": said("b")}], {}, "row 'r' has neither 'ranked' nor 'chosen' and 'rejected'"),
         ([{"id": "r", "chosen": said("b"), "rejected": said("c")}], {}, "row 'r' has no messages under 'prompt'"),
+        ([{"id": "r", "prompt": ask("a"), "ranked": ["b", ["c"]]}], {}, r"row 'r': an answer is a text or a list of messages, not \['c'\]"),
         ([{"prompt": ask("a"), "chosen": said("b"), "rejected": said("b")}], {}, "nothing to learn a reward from.*answers are the same"),
         ([{"id": "r", "prompt": ask("a"), "ranked": ["b", ask("c")]}], {}, "nothing to learn a reward from.*without a shared prompt"),
         ([{"id": "r", "prompt": ask("a"), "ranked": ["b" * 70, "c"]}], {"on_too_long": "refuse"}, "row 'r' has an answer that ends after"),
@@ -263,6 +264,12 @@ def test_lists_that_teach_nothing_are_left_out_and_counted(bench: Any) -> None:
     assert (data["dropped_empty"], data["dropped_unshared"], data["dropped_identical"], data["dropped_too_long"]) == (1, 2, 1, 1)
     assert any("1 dropped as too long" in line for line in context.io.lines)
     assert result.facts["heldout"] == {"lists": 0}
+
+
+@pytest.mark.parametrize("name", ["margin", "centering", "lr"])
+def test_an_infinite_dial_is_refused(name: str) -> None:
+    with pytest.raises(ValidationError, match="finite"):
+        config(**{name: float("inf")})
 
 
 def test_cutting_answers_is_not_offered() -> None:

@@ -202,6 +202,10 @@ class TorchrunWorker:
             data = b""
         if not data:
             rank.lost = True
+            if rank.answer is not None and rank.answer["type"] == "done" and self._talk.task is not None:
+                # It died while the others were still at the step; the agent will end them for it.
+                rank.answer = None
+                self._talk.ended.remove(rank)
             if rank.answer is None:
                 self._ends(rank)
             return
@@ -259,6 +263,9 @@ class TorchrunWorker:
         first = next((rank for rank in self._talk.ended if rank in lost or rank in own), None)
         if first is not None and first.answer is None:
             status = self._status_of(first)
+            if status is None and (self._process.poll() or 0) < 0:
+                # Its ranks went with it, and nobody is left to tell how they ended.
+                return self._failure(task, -1, cause_of_death(self._process.poll(), "torchrun's agent"), with_tail=True)
             who = f"rank {first.number} of {self._size}" if first.number >= 0 else f"one of {self._size} ranks, as it started,"
             return self._failure(task, first.number, cause_of_death(status, who), with_tail=True)
         if not failed:
@@ -279,7 +286,10 @@ class TorchrunWorker:
     def _failure(
         self, task: Task, rank: int, message: str, *, with_tail: bool, type_name: str = "", exit_code: int = int(ExitCode.DATA)
     ) -> Mapping[str, Any]:
-        log = self._log if rank < 0 else task.log_of(rank)
+        log = task.log_of(rank) if rank >= 0 else self._log
+        if not log.is_file():
+            # A rank that has no part in the step has no log of it.
+            log = self._log
         text = f"{message}{log_tail(log)}" if with_tail else message
         error = {"type": type_name or StepFailedError.__name__, "message": text, "exit_code": exit_code, "log": str(log)}
         return {"type": "failed", "error": error, "seconds": 0.0}
