@@ -116,7 +116,10 @@ def _check_known(rows: Sequence[EncodedRow], width: int) -> None:
 
 def gather_top_k(batch: MicroBatch, said: Sequence[TopK]) -> TopK:
     """Of each row's targets, in the order of the batch's."""
-    return TopK(*(gather_targets(batch, column) for column in zip(*(row.columns for row in said), strict=True)), width=said[0].width)
+    width = said[0].width
+    if not batch.order:  # nothing to gather, though in k columns
+        return TopK(*(column[:0].to(batch.input_ids.device) for column in said[0].columns), width=width)
+    return TopK(*(gather_targets(batch, column) for column in zip(*(row.columns for row in said), strict=True)), width=width)
 
 
 @torch.no_grad()

@@ -200,7 +200,7 @@ def test_both_kinds_are_there_and_take_a_value_model() -> None:
         ({"samples_per_prompt": 1}, "makes every advantage 0"),
         ({"preset": "rloo", "samples_per_prompt": 1}, "makes every advantage 0"),
         ({"advantage": "none", "scale_by_std": False, "samples_per_prompt": 1}, "drop_without_signal leaves out every group"),
-        ({"preset": "ppo", "drop_without_signal": True}, "drop_without_signal leaves out every group"),
+        ({"preset": "ppo", "samples_per_prompt": 1, "drop_without_signal": True}, "drop_without_signal leaves out every group"),
         ({"preset": ["grpo"]}, "preset"),
         ({"minibatches": 5}, "more than prompts_per_step 4"),
         ({"kl_coefficient": 0.1, "reference_refresh": 2, "adapter": {}}, "renews whole weights"),
