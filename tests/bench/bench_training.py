@@ -48,6 +48,7 @@ TINY = {
     "max_position_embeddings": 512,
     "tie_word_embeddings": True,
 }
+REWARDED = "42"
 CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,:;!?'\"$%&()*+-/<=>#\n"
 
 
@@ -82,7 +83,7 @@ def rows_of(stage: str, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]
             {"prompt": [turn("user", question)], "chosen": [turn("assistant", answer)], "rejected": [turn("assistant", other)]}
             for (question, answer), other in zip(pairs, others, strict=True)
         ]
-    return [{"messages": [turn("user", question)], "verifier": "answer", "reference": ""} for question, _ in pairs]
+    return [{"messages": [turn("user", question)], "verifier": "answer", "reference": REWARDED} for question, _ in pairs]
 
 
 def real_tokens(job: Mapping[str, Any]) -> list[tuple[int, int, float]]:
@@ -166,7 +167,8 @@ def growth(options: argparse.Namespace, folder: Path) -> None:
         (4, 256, 128, 32),
     ]
     for layers, width, length, batch in points:
-        shape = {**TINY, "hidden_size": width, "intermediate_size": 3 * width, "num_hidden_layers": layers, "max_position_embeddings": 4096}
+        size = {"hidden_size": width, "intermediate_size": 3 * width, "num_hidden_layers": layers}
+        shape = {**TINY, **size, "max_position_embeddings": 4096}
         model = folder / f"model-{layers}-{width}"
         if not model.exists():
             new_model(model, architecture=shape, characters=CHARACTERS, chat_template="tulu", seed=1)
@@ -176,10 +178,9 @@ def growth(options: argparse.Namespace, folder: Path) -> None:
         found = run(job, folder)
         seconds = statistics.median(found["steps"])
         tokens = statistics.median(found["tokens"])
-        print(
-            f"| {layers} | {width} | {length} | {batch} | {seconds:.3f} | {tokens / seconds:,.0f} | {found['peak_bytes'] / 2**30:.2f} GiB |",
-            flush=True,
-        )
+        memory = found["peak_bytes"] / 2**30
+        speed = f"{seconds:.3f} | {tokens / seconds:,.0f}"
+        print(f"| {layers} | {width} | {length} | {batch} | {speed} | {memory:.2f} GiB |", flush=True)
 
 
 def base_job(options: argparse.Namespace, stage: str, model: Path, folder: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -195,7 +196,7 @@ def base_job(options: argparse.Namespace, stage: str, model: Path, folder: Path,
         "samples": 8,
         "max_new_tokens": 32,
         "n_steps": options.steps + 1,
-        "reward": "[0-9]",
+        "reward": REWARDED,
         "lr": 1e-5,
         "seed": 1,
         "options": {},

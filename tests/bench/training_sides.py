@@ -1,4 +1,4 @@
-"""One contender of ``bench_training.py`` in a process of its own: ``python tests/bench/training_sides.py JOB.json`` prints what it measured.
+"""One contender of ``bench_training.py`` in a process of its own: ``python training_sides.py JOB.json`` prints what it measured.
 
 Both sides see the same rows in the same order, take the same optimiser steps and are clocked from the end of one step to the end of the
 next, so that loading data is in it and loading the model is not.
@@ -6,6 +6,7 @@ next, so that loading data is in it and loading the model is not.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import resource
@@ -121,7 +122,7 @@ def ours(job: Job, scratch: Path) -> dict[str, Any]:
     io = ClockedIO()
     with ExitStack() as closing:
         engine = {"kind": "transformers", "options": {"device": "cpu", "max_batch_rows": 64}}
-        verifiers = {"answer": ("regex", {"pattern": job["reward"], "compare": "match"}, None)} if job["stage"] == "grpo" else {}
+        verifiers = {"answer": ("exact", {}, None)} if job["stage"] == "grpo" else {}
         before = resident()
         context = StageContext(
             config=config,
@@ -141,7 +142,7 @@ def ours(job: Job, scratch: Path) -> dict[str, Any]:
     ends = io.ends
     rates = [metrics["perf/tokens_per_s"] * metrics["perf/step_s"] for _, metrics in io.metrics if "train/loss" in metrics]
     losses = [metrics["train/loss"] for _, metrics in io.metrics if "train/loss" in metrics]
-    steps = [end - start for start, end in zip(ends, ends[1:], strict=False)]
+    steps = [end - start for start, end in itertools.pairwise(ends)]
     return outcome(steps, losses, ends[-1] - io.began, before=before, tokens=rates[1:])
 
 
@@ -199,12 +200,10 @@ def trl(job: Job, scratch: Path) -> dict[str, Any]:
         )
         trainer = DPOTrainer(args=config, train_dataset=data, **keys)
     else:
-        import re
-
         from trl import GRPOConfig, GRPOTrainer
 
         def reward(completions: Sequence[Any], **_: Any) -> list[float]:
-            return [float(bool(re.search(job["reward"], text[-1]["content"]))) for text in completions]
+            return [float(text[-1]["content"].strip() == job["reward"]) for text in completions]
 
         data = Dataset.from_list([{"prompt": row["messages"]} for row in rows])
         config = GRPOConfig(
@@ -219,7 +218,7 @@ def trl(job: Job, scratch: Path) -> dict[str, Any]:
     began = time.perf_counter()
     trainer.train()
     ends = clock.ends
-    steps = [end - start for start, end in zip(ends, ends[1:], strict=False)]
+    steps = [end - start for start, end in itertools.pairwise(ends)]
     return outcome(steps, clock.losses, ends[-1] - began, before=before)
 
 
