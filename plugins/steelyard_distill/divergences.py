@@ -6,7 +6,7 @@ Notation: P the teacher, Q the student, both softmax(logits / temperature) over 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -48,7 +48,7 @@ class TopK:
     """(N,) float, logarithm of the probability of all others; of no account where k is V."""
     target: torch.Tensor
     """(N,) float, log-probability of the token that stands there."""
-    width: int | None = None
+    width: int | None = field(default=None, kw_only=True)
     """V of the teacher, where it may be below the student's; what the student gives to tokens beyond it is left out."""
 
     @property

@@ -24,6 +24,7 @@ from steelyard_torch.encoding import EncodedRow
 from steelyard_torch.head import prepare_scoring
 from steelyard_torch.models import check_vocabulary, load_tokenizer, weights_sha256
 from steelyard_torch.parallel import World
+from steelyard_torch.rotary import check_lengths, rotary_boundary
 from steelyard_torch.templates import check_template, template_hash
 from steelyard_torch.trainee import Trainee, memory_errors
 
@@ -109,8 +110,8 @@ def _check_known(rows: Sequence[EncodedRow], width: int) -> None:
     highest = max((int(row.input_ids.max()) for row in rows), default=0)
     if highest >= width:
         raise ModelError(
-            f"the student sampled token {highest}, and the teacher knows {width:,} tokens: the student's vocabulary is padded further, with "
-            "tokens that no text has; train it on given conversations first, or lower sampling_temperature"
+            f"the student sampled token {highest}, and the teacher knows {width:,} tokens: the student's vocabulary is padded further, "
+            "with tokens that no text has; train it on given conversations first, or lower sampling_temperature"
         )
 
 
@@ -147,14 +148,15 @@ def score_top_k(trainee: Trainee, model: PreTrainedModel, rows: Sequence[Encoded
     every = trainee.world.merged(found)
     if broken := sum(not bool(said.logprobs.isfinite().all()) for said in every.values()):
         raise ModelError(
-            f"the teacher gives log-probabilities that are not finite, in {broken:,} of {len(rows):,} conversations; see whether its weights "
-            "or `precision` make it overflow, or name another one"
+            f"the teacher gives log-probabilities that are not finite, in {broken:,} of {len(rows):,} conversations; see whether its "
+            "weights or `precision` make it overflow, or name another one"
         )
     return [every[place] for place in range(len(rows))]
 
 
 def _batches(trainee: Trainee, model: PreTrainedModel, rows: Sequence[EncodedRow], config: DistillConfig) -> list[MicroBatch]:
     """This rank's share of the rows, packed where the teacher takes that."""
+    check_lengths(model, [len(row) for row in rows])
     return micro_batches(
         rows,
         token_budget=config.micro_batch_tokens,
@@ -163,6 +165,7 @@ def _batches(trainee: Trainee, model: PreTrainedModel, rows: Sequence[EncodedRow
         packed=prepare_scoring(model),
         rank=trainee.world.rank,
         size=trainee.world.size,
+        boundary=rotary_boundary(model),
     )
 
 

@@ -28,7 +28,7 @@ class RoomyLayer(DynamicLayer):
             # The prompts: kept as they are, since their rows are about to be repeated for each sample.
             return super().update(key_states, value_states, *args, **kwargs)
         end = length + key_states.shape[-2]
-        if self._buffers is None or self._buffers[0].shape[-2] < end:
+        if self._buffers is None or self._buffers[0].shape[-2] < end or not _is_view(self.keys, self._buffers[0]):
             self._buffers = (_with_room(self.keys, end), _with_room(self.values, end))
         keys, values = self._buffers
         keys[..., length:end, :] = key_states
@@ -46,6 +46,11 @@ def roomy_cache(config: PreTrainedConfig) -> DynamicCache:
     cache = DynamicCache(config=config)
     cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
+
+
+def _is_view(states: Tensor, buffer: Tensor) -> bool:
+    """Whether the states still lie in the buffer; the library's own ways to repeat, reorder or move them put others in their place."""
+    return states.data_ptr() == buffer.data_ptr() and states.shape[0] == buffer.shape[0]
 
 
 def _with_room(states: Tensor, end: int) -> Tensor:

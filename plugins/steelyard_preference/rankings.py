@@ -65,6 +65,8 @@ class RankingStats:
     """Lists whose conversations have no prompt in common."""
     dropped_identical: int = 0
     """Lists whose answers are all the same."""
+    dropped_contradictory: int = 0
+    """Lists with an answer both above and below another one."""
     tokens: int = 0
     by_source: dict[str, dict[str, int]] = field(default_factory=dict)
     """The counts of lists that are not 0, for each source that rows name."""
@@ -87,6 +89,7 @@ class RankingStats:
             "dropped with an empty answer": self.dropped_empty,
             "dropped without a shared prompt": self.dropped_unshared,
             "dropped as their answers are the same": self.dropped_identical,
+            "dropped as they rank an answer above and below another": self.dropped_contradictory,
         }
         return line + "".join(f"; {count:,} {what}" for what, count in told.items() if count)
 
@@ -180,6 +183,10 @@ def _fit(ranking: Ranking, rows: list[list[int]], stats: RankingStats, *, max_le
     pairs = tuple((a, b) for a, b in itertools.combinations(range(len(rows)), 2) if rows[a] != rows[b])
     if not pairs:
         stats.count("dropped_identical", ranking.source)
+        return None
+    said = {(tuple(rows[a]), tuple(rows[b])) for a, b in pairs}
+    if any((worse, better) in said for better, worse in said):
+        stats.count("dropped_contradictory", ranking.source)
         return None
     stats.count("lists", ranking.source)
     stats.pairs += len(pairs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ __all__ = ["PolicyOptions"]
 class PolicyOptions(BaseModel):
     """Advantages, loss, and the optimiser steps on a rollout step. A preset fills in what is not given."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     preset: Preset = "grpo"
     """The published method whose dials are the defaults; whatever else is given goes before it."""
@@ -94,8 +95,9 @@ class PolicyOptions(BaseModel):
     """Weigh a token's loss by its probability under the trainer over that under the engine: held within bounds, or 0 outside of them."""
     correction_level: Literal["token", "sequence", "geometric"] = "token"
     """Whether that ratio is of a token, of the whole answer (a product), or the answer's geometric mean."""
-    correction_bounds: tuple[float, float] | None = None
-    """The bounds; (0, 2) for `truncate` and (0.5, 2) for `mask` unless given."""
+    correction_bounds: tuple[float, float | None] | None = None
+    """The bounds; (0, 2) for `truncate` and (0.5, 2) for `mask` unless given. A lower one of 0 and a higher one of null bound
+    nothing."""
     off_policy_mask: float | None = Field(default=None, gt=0)
     """Leave out answers with a negative advantage whose mean log-ratio of sampling to current probability is above this (DeepSeek-V3.2)."""
 
@@ -137,7 +139,8 @@ class PolicyOptions(BaseModel):
     @property
     def bounds(self) -> tuple[float, float]:
         """Of the correction."""
-        return self.correction_bounds or ((0.0, 2.0) if self.correction == "truncate" else (0.5, 2.0))
+        low, high = self.correction_bounds or ((0.0, 2.0) if self.correction == "truncate" else (0.5, 2.0))
+        return low, math.inf if high is None else high
 
     @model_validator(mode="after")
     def _policy_dials_agree(self) -> PolicyOptions:
@@ -184,7 +187,11 @@ class PolicyOptions(BaseModel):
         mirror, kl, corrected = self.objective == "mirror_descent", self.kl_coefficient > 0, self.correction != "none"
         return [
             (("constant_length",), self.loss_reduction == "constant", "loss_reduction 'constant'"),
-            (("loss_scope",), self.loss_reduction == "token_mean", "loss_reduction 'token_mean'"),
+            (
+                ("loss_scope",),
+                self.loss_reduction == "token_mean" and not mirror,
+                "loss_reduction 'token_mean', of objectives 'clip' and 'cispo'",
+            ),
             (("std_scope", "std_ddof", "std_eps"), self.scale_by_std, "scale_by_std"),
             (("gamma",), self.per_token, "advantage 'none' or 'gae'"),
             (("gae_lambda", "value_clip", "value_coefficient", "value_lr"), self.advantage == "gae", "advantage 'gae'"),

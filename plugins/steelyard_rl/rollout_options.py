@@ -98,7 +98,7 @@ class PartialOptions(_Section):
 class RolloutOptions(BaseModel):
     """Prompts, sampling, rewards, and which groups are trained on."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     steps: int = Field(gt=0)
     """Rollout steps: each samples, verifies and trains once."""
@@ -155,6 +155,8 @@ class RolloutOptions(BaseModel):
     def _rollout_dials_that_do_something(self) -> RolloutOptions:
         if self.truncation_reward != 0 and self.truncated != "penalise":
             raise ValueError(f"truncation_reward belongs to truncated 'penalise', and truncated is {self.truncated!r}")
+        if self.heldout_every != 10 and not self.heldout_prompts:
+            raise ValueError(f"heldout_every {self.heldout_every} does nothing without heldout_prompts")
         self._check_generation_batch()
         if self.partial is not None and self.partial.budget >= self.max_new_tokens:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -316,7 +317,8 @@ class _EntropyControl:
     def observe(self, entropy: float) -> None:
         """The mean entropy of an optimiser step's tokens, before it."""
         target = self._config.entropy_target
-        if target is not None:
+        # One that is not finite is of a step that is skipped.
+        if target is not None and math.isfinite(entropy):
             self._low = entropy <= target
             change = self._config.entropy_change if entropy < target else -self._config.entropy_change
             self._weight = max(0.0, self._weight + change)

@@ -208,6 +208,7 @@ def micro_batches(
     packed: bool = False,
     rank: int = 0,
     size: int = 1,
+    boundary: int | None = None,
 ) -> list[MicroBatch]:
     """Cut a step's rows into micro-batches of at most ``token_budget`` tokens, longest first, and take a rank's share of them.
 
@@ -222,9 +223,22 @@ def micro_batches(
         packed: for a model that :func:`~steelyard_torch.packing.is_packable`.
         rank, size: every rank gets the same number of micro-batches and every row is in one of them. Where there are too few rows, a rank
             gets micro-batches of no rows and no targets (``order`` is empty), so that it takes part in what all ranks do together.
+        boundary: rows of more tokens are in other micro-batches than the rest; see :mod:`steelyard_torch.rotary`.
+
+    Raises:
+        DataError: a group that is not to be parted has rows on both sides of the boundary.
     """
     if not rows:
         return []
+    sides = [] if boundary is None else _sides(rows, groups if whole else None, boundary)
+    if len(sides) > 1:
+        made = []
+        for side in sides:
+            numbers = None if groups is None else [groups[place] for place in side]
+            options: dict[str, Any] = {"token_budget": token_budget, "pad_id": pad_id, "device": device, "groups": numbers, "whole": whole}
+            for batch in micro_batches([rows[place] for place in side], **options, packed=packed, rank=rank, size=size):
+                made.append(replace(batch, order=tuple(side[place] for place in batch.order)))
+        return made
     units = _units(rows, groups, whole, token_budget if packed else None)
     if packed:
         bins = _balanced(units, [_packed_tokens(rows, unit) for unit in units], token_budget, size)
@@ -242,6 +256,21 @@ def micro_batches(
         return collate(chosen, pad_id=pad_id, device=device, order=order)
 
     return [build(share) for share in mine]
+
+
+def _sides(rows: Sequence[EncodedRow], groups: Sequence[int] | None, boundary: int) -> list[list[int]]:
+    """The places of the rows above a boundary and of those up to it, where there are any."""
+    above = [len(row) > boundary for row in rows]
+    if groups is not None:
+        for i, group in enumerate(groups):
+            if above[i] != above[groups.index(group)]:
+                lengths = sorted(len(row) for row, number in zip(rows, groups, strict=True) if number == group)
+                raise DataError(
+                    f"rows of {lengths[0]} and {lengths[-1]} tokens belong together, but this model's positions change for all rows of a "
+                    f"micro-batch once one is longer than {boundary}; keep rows to {boundary} tokens (`max_length`)"
+                )
+    sides = [[i for i in range(len(rows)) if above[i] is side] for side in (True, False)]
+    return [side for side in sides if side]
 
 
 _Unit = tuple[int, ...]

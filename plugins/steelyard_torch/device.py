@@ -19,7 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from steelyard.errors import ModelError, UsageError
 
-__all__ = ["Precision", "Runtime", "compile_layers", "seed_everything", "set_gradient_checkpointing", "setup_runtime"]
+__all__ = ["Precision", "Runtime", "compile_layers", "keep_freed_memory", "seed_everything", "set_gradient_checkpointing", "setup_runtime"]
 
 Precision = Literal["fp32", "bf16"]
 
@@ -84,9 +84,10 @@ def setup_runtime(
 
 
 @functools.cache
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Let glibc reuse large blocks instead of mapping each anew: a training step frees and takes gigabytes, and the kernel clears every
-    page that it hands out (a tenth of a step's time, more on a busy machine). Elsewhere this does nothing."""
+    page that it hands out (a tenth of a step's time, more on a busy machine). It holds until the process ends. Elsewhere this does
+    nothing."""
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h

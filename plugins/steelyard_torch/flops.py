@@ -3,13 +3,14 @@
 A product of matrices takes 2 FLOPs a weight and token. A forward pass makes one product with each of the body's matrices, with the LM head
 only where a token is trained, and two in attention over each pair of a token and one that it sees (itself and those before it, in a
 sliding window those inside; PaLM, arXiv 2204.02311, appendix B, counts every pair). The backward pass makes one more product for the
-gradient of what goes in, one for that of the weights if they are trained, and four in attention. Grouped queries change the weights of
-keys and values, not the pairs. Padding, recomputation and all that is no product of matrices are left out; what rows share counts once.
+gradient of what goes in, one for that of the weights if they are trained, and four in attention; it goes no further down than the first
+layer with something to train. Grouped queries change the weights of keys and values, not the pairs. Padding, recomputation and all that is
+no product of matrices are left out; what rows share counts once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,7 +41,7 @@ def batch_flops(model: PreTrainedModel, batch: MicroBatch, *, backward: bool = T
         segments = [(segment.length, segment.prefix_length) for segment in batch.layout.segments]
     # A rank without rows of its own works on another's, which is no use to anyone.
     tokens = sum(length for length, _ in segments) if batch.order else 0
-    pairs = sum(_pairs(segments, window) for window in facts.windows) if batch.order else 0
+    pairs = [_pairs(segments, window) if batch.order else 0 for window in facts.windows]
     return facts.flops(tokens=tokens, pairs=pairs, targets=len(batch.target_ids), backward=backward)
 
 
@@ -59,8 +60,8 @@ def training_flops(model: PreTrainedModel, *, tokens: int, trained_tokens: int, 
     facts = _facts(model)
     if facts is None:
         return None
-    seen = sum(mean_length / 2 if window is None else min(mean_length / 2, window) for window in facts.windows)
-    return facts.flops(tokens=tokens, pairs=tokens * seen, targets=trained_tokens, backward=backward)
+    pairs = [tokens * (mean_length / 2 if window is None else min(mean_length / 2, window)) for window in facts.windows]
+    return facts.flops(tokens=tokens, pairs=pairs, targets=trained_tokens, backward=backward)
 
 
 def mfu(flops: float | None, seconds: float, *, peak_flops: float | None) -> float | None:
@@ -80,6 +81,10 @@ class _Facts:
     body: int
     """Weights in the matrices of the layers."""
     trained_body: int
+    passed_body: int
+    """Of them, those that the backward pass goes through."""
+    first: int
+    """The first layer that it goes through."""
     head: int
     trained_head: int
     pair: float
@@ -87,12 +92,14 @@ class _Facts:
     windows: list[int | None]
     """Each layer's sliding window."""
 
-    def flops(self, *, tokens: float, pairs: float, targets: int, backward: bool) -> float:
-        forward = 2.0 * self.body * tokens + 2.0 * self.head * targets
+    def flops(self, *, tokens: float, pairs: Sequence[float], targets: int, backward: bool) -> float:
+        """``pairs`` are those of each layer."""
+        forward = 2.0 * self.body * tokens + 2.0 * self.head * targets + self.pair * sum(pairs)
         if not backward:
-            return forward + self.pair * pairs
+            return forward
         weights = 2.0 * self.trained_body * tokens + 2.0 * self.trained_head * targets
-        return 2 * forward + weights + 3 * self.pair * pairs
+        inputs = 2.0 * self.passed_body * tokens + (2.0 * self.head * targets if self.first < len(pairs) else 0.0)
+        return forward + weights + inputs + 2 * self.pair * sum(pairs[self.first :])
 
 
 def _facts(model: PreTrainedModel) -> _Facts | None:
@@ -105,15 +112,31 @@ def _facts(model: PreTrainedModel) -> _Facts | None:
     outside = {id(head.weight)}
     outside |= {id(p) for module in model.modules() if isinstance(module, torch.nn.Embedding) for p in module.parameters(recurse=False)}
     matrices = [p for p in model.parameters() if p.ndim >= 2 and id(p) not in outside]
+    first, below = _first_trained(model, layers)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     return _Facts(
         body=sum(stored_numel(p) for p in matrices),
         trained_body=sum(p.numel() for p in matrices if p.requires_grad),
+        passed_body=sum(stored_numel(p) for p in matrices if id(p) not in below),
+        first=first,
         head=head.weight.numel(),
         trained_head=head.weight.numel() if head.weight.requires_grad else 0,
         pair=4.0 * heads * head_dim,
         windows=_windows(model, layers),
     )
+
+
+def _first_trained(model: PreTrainedModel, layers: int) -> tuple[int, set[int]]:
+    """The first layer that the backward pass has to reach, ``layers`` where only what is behind them is trained; and the ids of the
+    parameters in front of it."""
+    stacks = (module for module in model.base_model.modules() if isinstance(module, torch.nn.ModuleList) and len(module) == layers)
+    stack = next(stacks, None)
+    embeddings = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+    if stack is None or any(p.requires_grad for module in embeddings for p in module.parameters()):
+        return 0, set()
+    trained = (i for i, layer in enumerate(stack) if any(p.requires_grad for p in layer.parameters()))
+    first = next(trained, layers)
+    return first, {id(p) for layer in stack[:first] for p in layer.parameters()}
 
 
 def _windows(model: PreTrainedModel, layers: int) -> list[int | None]:

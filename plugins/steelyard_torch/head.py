@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from steelyard.errors import ModelError
 from steelyard_torch.batching import MicroBatch
 from steelyard_torch.head_function import HeadOptions, score_tokens
 from steelyard_torch.packing import adopt_packable, is_packable, layout_inputs
@@ -92,10 +93,19 @@ def score_targets(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """What :func:`token_logprobs` computes, as one forward pass of ``model``: log-probabilities (N,) and, where asked, entropies (N,).
 
+    Raises:
+        ModelError: ``fp32_head`` under autocast for a model whose head is not on its own.
+
     A model that shards its weights binds this to itself as a forward method (``register_fsdp_forward_method(model, "score_targets")``),
     after :func:`prepare_scoring`; :func:`token_logprobs` then calls that.
     """
     if not has_separate_head(model):
+        if fp32_head and torch.is_autocast_enabled(batch.input_ids.device.type):
+            raise ModelError(
+                f"the head of this {type(model).__name__} cannot be told from the rest of it (an adapter on it, or an architecture of its "
+                "own), so it cannot compute in float32 under `precision: bf16`; set `fp32_head: false`, or put the head under "
+                "adapter.exclude"
+            )
         logits = model(**model_inputs(batch)).logits
         chosen = logits.reshape(-1, logits.shape[-1]).index_select(0, batch.target_positions)
         return _score(chosen, batch.target_ids, temperature, entropy)

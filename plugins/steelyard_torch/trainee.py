@@ -23,7 +23,7 @@ from steelyard_torch.adapters import adapter_facts, make_trainable, merged_state
 from steelyard_torch.batching import MicroBatch, micro_batches
 from steelyard_torch.checkpoint import load_checkpoint, save_checkpoint
 from steelyard_torch.config import OptimiserOptions
-from steelyard_torch.device import compile_layers, seed_everything, set_gradient_checkpointing, setup_runtime
+from steelyard_torch.device import compile_layers, keep_freed_memory, seed_everything, set_gradient_checkpointing, setup_runtime
 from steelyard_torch.encoding import EncodedChats, EncodedRow, OnTooLong, TrainedTurns, encode_chats
 from steelyard_torch.flops import batch_flops, mfu
 from steelyard_torch.freezing import describe_trainable, trainable_facts
@@ -32,11 +32,15 @@ from steelyard_torch.memory import memory_errors, optimiser_memory_errors
 from steelyard_torch.models import load_model, load_tokenizer, save_model
 from steelyard_torch.optim import NonFiniteGuard, StepOutcome, adamw, learning_rate, optimiser_step, warmup_steps
 from steelyard_torch.parallel import open_world, sum_gradients
+from steelyard_torch.rotary import check_lengths, rotary_boundary
 from steelyard_torch.sharding import empty_model, full_state, is_sharded, reshard, shard_model, without_weights
 from steelyard_torch.templates import check_template, template_hash
 from steelyard_torch.token_cache import cached_rows
 
 __all__ = ["Trainee", "memory_errors"]
+
+_RANDOM = ("dropout", "pdrop", "layerdrop", "jitter")
+"""In the names by which modules keep the rates of what they do at random in training."""
 
 
 class Trainee:
@@ -56,6 +60,8 @@ class Trainee:
         self.context, self.options = context, options
         self.world = open_world(context.rank)
         self.runtime = setup_runtime(precision=options.precision, deterministic=options.deterministic)
+        if self.runtime.device.type == "cpu":
+            keep_freed_memory()
         seed_everything(context.seed)
         self._remote = bool(context.options.get("trust_remote_code"))
         self.tokenizer = load_tokenizer(context.model, allow_remote_code=self._remote)
@@ -215,6 +221,11 @@ class Trainee:
             raise TrainingError("there is no optimiser step to take: too few rows, or none with anything to train on")
         self.total_steps = total_steps
         self._warmup = warmup_steps(total_steps, ratio=self.options.warmup_ratio, steps=self.options.warmup_steps)
+        if (self.options.warmup_steps or 0) > total_steps:
+            self.context.io.log(
+                f"warning: warmup_steps is {self.options.warmup_steps:,}, but there are {total_steps:,} optimiser steps: the learning rate "
+                "rises over all of them and reaches its peak in the last"
+            )
         self._step_started = self._checkpointed = time.monotonic()
 
     def resume(self) -> Mapping[str, Any] | None:
@@ -239,6 +250,7 @@ class Trainee:
                 given, and what they begin with in common is computed once where the attention allows it.
             whole: a group is never parted.
         """
+        check_lengths(self.model, [len(row) for row in rows])
         self._batches = micro_batches(
             rows,
             token_budget=self.options.micro_batch_tokens,
@@ -249,6 +261,7 @@ class Trainee:
             packed=prepare_scoring(self.model),
             rank=self.world.rank,
             size=self.world.size,
+            boundary=rotary_boundary(self.model),
         )
         return list(self._batches)
 
@@ -415,10 +428,11 @@ def _messages(row: Row) -> Any:
 
 
 def _switch_dropout_off(model: PreTrainedModel) -> None:
-    """In the modules, not in the configuration that is saved: dropout layers, and the rates that attention modules keep as numbers."""
+    """In the modules, not in the configuration that is saved: dropout layers, the rates that attention modules keep as numbers, layers
+    left out at random, and the noise of routers."""
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
         for name, value in list(vars(module).items()):
-            if "dropout" in name and isinstance(value, float):
+            if isinstance(value, float) and any(word in name for word in _RANDOM):
                 setattr(module, name, 0.0)

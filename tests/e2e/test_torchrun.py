@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -84,6 +85,22 @@ def test_a_shared_stage_runs_on_every_rank_and_all_else_on_the_first(tmp_path: P
     assert "here is rank 1" in (run_dir / "logs/only/a.rank1.log").read_text()
     assert not (run_dir / "logs/base.rank1.log").exists()
     assert not leftovers(folder) and not any(is_alive(one["pid"]) for one in ranks)
+
+
+@pytest.mark.slow
+def test_no_name_needs_to_be_resolved(tmp_path: Path) -> None:
+    """A network of its own with nothing in it but the loopback device, and no word on what `localhost` is."""
+    folder = project(tmp_path)
+    (folder / "hosts").write_text("127.0.0.9 somewhere\n")
+    command = f"ip link set lo up && hostname nowhere-at-all && mount --bind {folder}/hosts /etc/hosts"
+    alone = ["unshare", "--net", "--uts", "--mount", "sh", "-ec"]
+    try:
+        subprocess.run([*alone, command], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no network of one's own can be made here: {error}")
+    run = f"{command} && exec timeout -s KILL 100 {sys.executable} -m steelyard run recipe.yaml"
+    done = subprocess.run([*alone, run], cwd=folder, env=light_lab.environment(TMPDIR=str(folder / "tmp")), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 FAULTS = [

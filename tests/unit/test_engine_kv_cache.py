@@ -29,6 +29,23 @@ def test_it_holds_what_the_plain_layer_holds_through_growth_repeats_and_dropped_
         assert roomy.get_seq_length() == plain.get_seq_length() == 7 + step
 
 
+def test_rows_that_the_library_repeats_or_reorders_later_are_what_it_goes_on_from() -> None:
+    changes = (
+        lambda layer: layer.batch_repeat_interleave(2),
+        lambda layer: layer.reorder_cache(torch.tensor([3, 2, 1, 0])),
+        lambda layer: layer.crop(-2),
+    )
+    roomy, plain = RoomyLayer(), DynamicLayer()
+    rows = 2
+    for step in range(12):
+        for mine, theirs in zip(roomy.update(*states(step, rows, 1)), plain.update(*states(step, rows, 1)), strict=True):
+            assert torch.equal(mine, theirs)
+        if step % 4 == 3:
+            for layer in (roomy, plain):
+                changes[step // 4](layer)
+            rows = 4
+
+
 def test_a_token_is_written_in_place_and_nothing_else_is_touched() -> None:
     layer = RoomyLayer()
     layer.update(*states(0, 2, 5))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from steelyard.records import Completion
 from steelyard.run.checkpoints import FolderCheckpoints
 from steelyard.run.ranks import NamedVerifiers, RankCheckpoints, RankIO, take_rank
 from steelyard.run.tasks import Task
-from steelyard.run.torchrun import TorchrunLauncher, TorchrunWorker
+from steelyard.run.torchrun import TorchrunLauncher, TorchrunWorker, _private_folder
 from steelyard.run.torchrun_config import TorchrunConfig
 
 
@@ -211,6 +213,31 @@ def test_other_ranks_leave_no_trace(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_each_rank_has_its_share_of_the_threads(tmp_path: Path, environ: dict[str, str], config: dict[str, int], threads: str) -> None:
     launcher = TorchrunLauncher(TorchrunConfig(processes=2, **config))
     assert launcher._environment(environ, tmp_path)["OMP_NUM_THREADS"] == threads
+
+
+def test_threads_that_are_no_number_are_no_threads_for_anybody(tmp_path: Path) -> None:
+    launcher = TorchrunLauncher(TorchrunConfig(processes=2))
+    environ = {"STEELYARD_THREADS": "many", "OMP_NUM_THREADS": "6"}
+    assert launcher._environment(environ, tmp_path)["OMP_NUM_THREADS"] == "3"
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_what_a_killed_conductor_left_behind_is_removed_and_nothing_that_is_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deep: bool
+) -> None:
+    place = tmp_path / ("long " * 30 if deep else "temporary files")
+    place.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    (used, lock), (left, dead) = _private_folder(), _private_folder()
+    os.close(dead)
+    for folder in (used, left):
+        assert len(str(folder / "ranks")) <= 107 and folder.stat().st_mode & 0o77 == 0
+        os.utime(folder / "held", (1, 1))
+    fresh, own = _private_folder()
+    assert (used.is_dir(), left.exists(), fresh.is_dir()) == (True, False, True)
+    for folder, descriptor in ((used, lock), (fresh, own)):
+        os.close(descriptor)
+        shutil.rmtree(folder)
 
 
 def test_a_recipe_names_it_like_any_launcher() -> None:

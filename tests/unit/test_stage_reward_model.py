@@ -245,6 +245,14 @@ def test_rows_that_rank_nothing_are_named(bench: Any, rows: list[dict[str, Any]]
         train(bench, config(**keys), rows=rows)
 
 
+def test_a_list_that_contradicts_itself_is_left_out_and_counted(bench: Any) -> None:
+    rows = [*pairs(4), {"prompt": ask("a"), "ranked": ["b", "c", "b"]}, {"prompt": ask("a"), "ranked": ["b", "b", "c"]}]
+    result, context = train(bench, config(max_steps=1, heldout=0), rows=rows)
+    data = result.facts["data"]
+    assert (data["lists"], data["dropped_contradictory"], data["pairs"]) == (5, 1, 6)
+    assert any("1 dropped as they rank an answer above and below another" in line for line in context.io.lines)
+
+
 def test_lists_that_teach_nothing_are_left_out_and_counted(bench: Any) -> None:
     other = [{"role": "user", "content": "z"}, *said("b")]
     rows = [

@@ -24,6 +24,7 @@ from steelyard.errors import EngineError, Interrupted, ModelError
 from steelyard.plugins import load_registry
 from steelyard.records import Rollout
 from steelyard_rl.config import GrpoConfig, RlConfig
+from steelyard_rl.losses import correction_weights
 from steelyard_rl.policy import PolicyOptimisation
 from steelyard_rl.policy_options import PolicyOptions
 from steelyard_rl.presets import PRESETS
@@ -202,6 +203,14 @@ def test_both_kinds_are_there_and_take_a_value_model() -> None:
         ({"advantage": "none", "scale_by_std": False, "samples_per_prompt": 1}, "drop_without_signal leaves out every group"),
         ({"preset": "ppo", "samples_per_prompt": 1, "drop_without_signal": True}, "drop_without_signal leaves out every group"),
         ({"preset": ["grpo"]}, "preset"),
+        ({"truncated": "penalise", "truncation_reward": math.nan}, "finite number"),
+        ({"reward_scale": math.inf}, "finite number"),
+        ({"kl_coefficient": math.inf}, "finite number"),
+        ({"heldout_every": 3}, "heldout_every 3 does nothing without heldout_prompts"),
+        (
+            {"preset": "cispo", "objective": "mirror_descent", "tau": 0.1, "loss_scope": "micro_batch"},
+            "loss_scope 'micro_batch' does nothing",
+        ),
         ({"minibatches": 5}, "more than prompts_per_step 4"),
         ({"kl_coefficient": 0.1, "reference_refresh": 2, "adapter": {}}, "renews whole weights"),
     ],
@@ -209,6 +218,16 @@ def test_both_kinds_are_there_and_take_a_value_model() -> None:
 def test_settings_that_cannot_train_are_refused(keys: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValidationError, match=complaint):
         config(**keys)
+
+
+def test_a_correction_may_be_bounded_on_one_side_only() -> None:
+    assert config(correction="mask", correction_bounds=(0.5, None)).bounds == (0.5, math.inf)
+    log_ratio = torch.tensor([-3.0, 0.0, 3.0])
+    weights, limited = correction_weights(
+        log_ratio, torch.zeros(3), torch.zeros(3, dtype=torch.int64), 1, mode="mask", level="token", bounds=(0.5, math.inf)
+    )
+    assert weights.tolist() == pytest.approx([0.0, 1.0, math.exp(3)]) and limited.tolist() == [True, False, False]
+    assert config(correction="truncate").bounds == (0.0, 2.0)
 
 
 # PPO and others with advantages for each token, in float64
@@ -510,6 +529,15 @@ def test_an_entropy_bonus_keeps_the_entropy_up_and_a_target_steers_its_weight(be
     assert steered.io.series("rl/entropy_coefficient") == pytest.approx([0.1 + 0.05 * i for i in range(10)])
     _, steered = train(bench, config(**dials, entropy_coefficient=0.1, entropy_target=1e-6, entropy_change=0.05), name="high")
     assert steered.io.series("rl/entropy_coefficient") == [pytest.approx(0.1), *[0.0] * 9], "it counts only below the target"
+
+
+def test_an_entropy_that_is_not_a_number_steers_nothing() -> None:
+    """Its optimiser step is skipped, and says nothing of where the entropy is."""
+    control = steelyard_rl.updates._EntropyControl(config(entropy_coefficient=0.01, entropy_target=1.0))
+    control.observe(0.5)
+    before = control.state()
+    control.observe(math.nan)
+    assert control.state() == before and control.coefficient == pytest.approx(0.015)
 
 
 def test_metrics_are_finite(bench: Any) -> None:

@@ -330,3 +330,9 @@ def test_bf16_keeps_float32_weights(bench: Any) -> None:
     assert {tensor.dtype for tensor in bench.weights(result.model).values()} == {torch.float32}
     assert math.isfinite(context.io.series("train/loss")[-1])
     assert Path(result.model, "model.safetensors").is_file()
+
+
+def test_a_warm_up_that_outlasts_the_training_is_told(bench: Any) -> None:
+    _, context = train(bench, config(max_steps=2, warmup_steps=5))
+    assert any("warmup_steps is 5, but there are 2 optimiser steps" in line for line in context.io.lines)
+    assert context.io.series("train/lr") == pytest.approx([1.5e-3, 3e-3])

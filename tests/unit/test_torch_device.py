@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import random
+import subprocess
+import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -105,6 +110,45 @@ def test_the_flop_count_is_that_of_torchs_counter_but_for_the_half_of_attention_
     rotary = 3 * 2 * 4 * length  # the small product that makes the rotary angles
     assert counted == pytest.approx(mine + masked_half, abs=rotary)
     assert training_flops(model, tokens=length, trained_tokens=targets, mean_length=length) == 3 * mine
+
+
+_FAULTS = """
+import resource, sys, torch
+from steelyard_torch.device import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+for step in range(24):
+    if step == 4:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    block = torch.zeros(10 << 20)
+    del block
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no such dials")
+def test_kept_memory_is_not_handed_out_page_by_page_again() -> None:
+    """Blocks of 40 MiB, above what glibc would come to keep by itself."""
+    faults = {}
+    for how in ("keep", "free"):
+        command = [sys.executable, "-c", _FAULTS, how]
+        faults[how] = int(subprocess.run(command, check=True, capture_output=True, text=True, env=_environment()).stdout)
+    assert faults["keep"] < 0.2 * faults["free"]
+
+
+def test_training_keeps_freed_memory(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from steelyard_torch import trainee
+    from steelyard_torch.config import OptimiserOptions
+
+    asked: list[bool] = []
+    monkeypatch.setattr(trainee, "keep_freed_memory", lambda: asked.append(True))
+    options = OptimiserOptions(lr=1e-3)
+    made = trainee.Trainee(bench.context(options, model=bench.model(), data=None), options)
+    assert asked == ([True] if made.runtime.device.type == "cpu" else [])
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
 
 
 def test_utilisation_is_not_reported_where_a_number_is_unknown() -> None:

@@ -105,6 +105,20 @@ def test_weights_that_are_frozen_get_no_gradient_to_compute() -> None:
     assert batch_flops(model, batch) == pytest.approx(found["products"] + attention_flops(model, seen, 6), rel=0.01)
 
 
+@pytest.mark.parametrize("trained", ["model.layers.2.", "lm_head."])
+def test_layers_below_the_first_trained_one_have_no_backward_pass(trained: str) -> None:
+    """To a layer: what goes into the first trained one needs no gradient either, which the count leaves in."""
+    model, batch = model_of("llama-grouped-queries"), batch_of([40, 20])
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(trained))
+    found = counted(model, batch, backward=True)
+    assert batch.layout is not None
+    seen = sum(segment.length * (segment.length + 1) // 2 for segment in batch.layout.segments)
+    passed = 1 if trained.startswith("model") else 0
+    needed = found["products"] + attention_flops(model, seen, 2) + passed * attention_flops(model, seen, 4) // 3
+    assert batch_flops(model, batch) == pytest.approx(needed, rel=0.03)
+
+
 def test_a_shared_prefix_and_an_idle_rank_are_no_work() -> None:
     model = model_of("qwen3-wide-heads")
     shared, apart = batch_of([30, 25, 8], 50), batch_of([80, 75, 58])

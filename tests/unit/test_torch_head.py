@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from steelyard.errors import ModelError
 from steelyard_torch.batching import MicroBatch, collate, gather_targets, micro_batches
 from steelyard_torch.encoding import EncodedRow
 from steelyard_torch.head import has_separate_head, score_targets, split_by_row, sum_by_row, target_states, token_logprobs
@@ -93,6 +94,17 @@ def test_a_head_that_cannot_be_taken_apart_falls_back_to_the_whole_pass() -> Non
         scores = token_logprobs(model, collate(data, pad_id=0))
         expected = torch.cat([reference_logprobs(model, row) for row in data])
     torch.testing.assert_close(scores.logprobs.double(), expected, atol=3e-6, rtol=1e-6)
+
+
+def test_a_float32_head_is_refused_where_the_head_cannot_be_taken_apart() -> None:
+    model = model_of("llama")
+    model.register_forward_hook(lambda _module, _args, output: setattr(output, "logits", output.logits * 3.0))
+    batch = collate(rows(), pad_id=0)
+    with torch.no_grad():
+        in_fp32 = token_logprobs(model, batch, fp32_head=True).logprobs  # There is nothing else to compute in.
+        torch.testing.assert_close(in_fp32, token_logprobs(model, batch).logprobs)
+        with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(ModelError, match=r"set `fp32_head: false`"):
+            token_logprobs(model, batch, fp32_head=True)
 
 
 def test_trying_the_head_leaves_the_model_in_training_mode() -> None:

@@ -19,7 +19,17 @@ from steelyard.run.durable import storage_errors
 if TYPE_CHECKING:
     from steelyard.run.local_config import LocalConfig
 
-__all__ = ["CHANNEL", "CONDUCTOR", "SOCKET", "LocalLauncher", "LocalWorker", "parse_message", "worker_environment", "worker_threads"]
+__all__ = [
+    "CHANNEL",
+    "CONDUCTOR",
+    "SOCKET",
+    "LocalLauncher",
+    "LocalWorker",
+    "parse_message",
+    "threads_of",
+    "worker_environment",
+    "worker_threads",
+]
 
 CHANNEL = "STEELYARD_CHANNEL"
 """Number of the file descriptor on which a worker answers."""
@@ -39,7 +49,7 @@ class LocalLauncher:
 
     def start(self, environment: Mapping[str, str], log: Path) -> LocalWorker:
         """``log`` takes what the worker prints outside any step. Errors: :class:`~steelyard.errors.StorageError`."""
-        if self._threads is not None and not environment.get("STEELYARD_THREADS"):
+        if self._threads is not None and threads_of(environment, "STEELYARD_THREADS") is None:
             environment = worker_environment({**environment, "STEELYARD_THREADS": str(self._threads)})
         reading, writing = os.pipe()
         try:
@@ -149,11 +159,13 @@ def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 def worker_threads(environ: Mapping[str, str]) -> int:
     """``STEELYARD_THREADS``, else ``OMP_NUM_THREADS``, else the physical cores that this process may use."""
-    for name in ("STEELYARD_THREADS", "OMP_NUM_THREADS"):
-        value = environ.get(name, "")
-        if value.isdecimal() and int(value) > 0:
-            return int(value)
-    return _usable_cores()
+    return threads_of(environ, "STEELYARD_THREADS") or threads_of(environ, "OMP_NUM_THREADS") or _usable_cores()
+
+
+def threads_of(environ: Mapping[str, str], name: str) -> int | None:
+    """What a variable says, if it is a number of threads."""
+    value = environ.get(name, "")
+    return int(value) if value.isdecimal() and int(value) > 0 else None
 
 
 def _usable_cores() -> int:

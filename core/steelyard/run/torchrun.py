@@ -8,6 +8,7 @@ at once: the others may be waiting for it in a collective operation, and would w
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -28,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from steelyard.errors import ExitCode, StepFailedError
 from steelyard.run.deaths import cause_of_death, log_tail
 from steelyard.run.durable import storage_errors
-from steelyard.run.launchers import CONDUCTOR, SOCKET, parse_message, worker_environment, worker_threads
+from steelyard.run.launchers import CONDUCTOR, SOCKET, parse_message, threads_of, worker_environment, worker_threads
 from steelyard.run.tasks import Task
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ _SETTLE_SECONDS = 2.0
 """How long the other ranks may go on once one has failed or stopped: whose fault it was is often told by a later word."""
 _AGENT_SECONDS = 3.0
 _LONGEST_ADDRESS = 100
+_FOLDER, _HELD = "steelyard-ranks-", "held"
+_YOUNG_SECONDS = 10.0
 _EXIT = re.compile(r"exitcode\s*:\s*(-?\d+)\s*\(pid:\s*(\d+)\)")
 _COLLECTIVE = re.compile(r"DistBackendError|DistNetworkError|Connection (closed|reset)|Broken pipe|\bgloo\b|\bNCCL\b", re.IGNORECASE)
 
@@ -53,7 +56,7 @@ class TorchrunLauncher:
 
     def start(self, environment: Mapping[str, str], log: Path) -> TorchrunWorker:
         """``log`` takes what the agent and the workers print outside any step. Errors: :class:`~steelyard.errors.StorageError`."""
-        folder = _private_folder()
+        folder, lock = _private_folder()
         try:
             listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             listener.bind(str(folder / "ranks"))
@@ -70,16 +73,18 @@ class TorchrunLauncher:
                 )
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
             raise
-        return TorchrunWorker(process, listener, folder, self._processes, log)
+        return TorchrunWorker(process, listener, folder, self._processes, log, lock)
 
     def _arguments(self, folder: Path) -> list[str]:
-        # Without the address the ranks look for the machine's own name, which not every machine can resolve.
-        options = ["--standalone", "--local-addr", "127.0.0.1", "--max-restarts", "0", "--log-dir", str(folder / "logs")]
+        # Numbers only: not every machine can resolve its own name, nor `localhost`, which is what `--standalone` says. Port 0 is a free one.
+        meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--rdzv-id", folder.name, "--local-addr", "127.0.0.1"]
+        options = [*meeting, "--max-restarts", "0", "--log-dir", str(folder / "logs")]
         return [*options, "--nproc-per-node", str(self._processes), "-m", "steelyard.run.worker"]
 
     def _environment(self, environment: Mapping[str, str], folder: Path) -> dict[str, str]:
-        insisted = environment.get("STEELYARD_THREADS")
+        insisted = threads_of(environment, "STEELYARD_THREADS")
         threads = insisted or self._threads or max(1, worker_threads(environment) // self._processes)
         # They are all on this machine, and its name need not lead to it.
         loopback = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
@@ -118,8 +123,11 @@ class _Talk:
 class TorchrunWorker:
     """A :class:`~steelyard.protocols.WorkerHandle` on the agent and its ranks."""
 
-    def __init__(self, process: subprocess.Popen[bytes], listener: socket.socket, folder: Path, size: int, log: Path):
+    def __init__(
+        self, process: subprocess.Popen[bytes], listener: socket.socket, folder: Path, size: int, log: Path, lock: int | None = None
+    ):
         self._process, self._listener, self._folder, self._size, self._log = process, listener, folder, size, log
+        self._lock = lock
         self._ranks: list[_Rank] = []
         self._sent: list[bytes] = []
         self._talk = _Talk()
@@ -178,6 +186,9 @@ class TorchrunWorker:
         self._listener.close()
         self._talk = _Talk()
         shutil.rmtree(self._folder, ignore_errors=True)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def _wait(self, seconds: float) -> list[_Rank]:
         """The ranks that have something to say; new ones are let in."""
@@ -339,10 +350,29 @@ def _blames_another(rank: _Rank) -> bool:
     return rank.answer["error"]["exit_code"] == ExitCode.INTERNAL and _COLLECTIVE.search(_message(rank)) is not None
 
 
-def _private_folder() -> Path:
-    """A folder that nobody else may enter, with a path that is short enough for a socket's address."""
-    folder = Path(tempfile.mkdtemp(prefix="steelyard-"))
-    if len(str(folder)) <= _LONGEST_ADDRESS - len("/ranks"):
-        return folder
-    folder.rmdir()
-    return Path(tempfile.mkdtemp(prefix="steelyard-", dir="/tmp"))
+def _private_folder() -> tuple[Path, int]:
+    """A folder that nobody else may enter, with a path that is short enough for a socket's address; and a lock that says it is in use,
+    which the kernel lets go of with the conductor. What killed conductors left behind is removed."""
+    parent = Path(tempfile.gettempdir())
+    if len(str(parent / f"{_FOLDER}12345678" / "ranks")) > _LONGEST_ADDRESS:
+        parent = Path("/tmp")
+    for stale in parent.glob(f"{_FOLDER}*"):
+        _remove_unless_held(stale)
+    folder = Path(tempfile.mkdtemp(prefix=_FOLDER, dir=parent))
+    lock = os.open(folder / _HELD, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with contextlib.suppress(OSError):  # A file system without locks: the folder is then never taken for stale either.
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return folder, lock
+
+
+def _remove_unless_held(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        # Another conductor may be about to take its lock.
+        if time.time() - (folder / _HELD).stat().st_mtime < _YOUNG_SECONDS:
+            return
+        lock = os.open(folder / _HELD, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os.close(lock)
