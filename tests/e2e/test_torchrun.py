@@ -87,6 +87,17 @@ def test_a_shared_stage_runs_on_every_rank_and_all_else_on_the_first(tmp_path: P
     assert not leftovers(folder) and not any(is_alive(one["pid"]) for one in ranks)
 
 
+def test_a_run_goes_on_with_another_launcher(tmp_path: Path) -> None:
+    folder = project(tmp_path)
+    assert steelyard("run", "recipe.yaml", "--until", "base", cwd=folder).returncode == 0
+    other = steelyard("run", "recipe.yaml", "launcher={kind: local}", "--until", "base", cwd=folder)
+    assert other.returncode == 0, other.stderr
+    assert [path.name for path in (folder / "runs").iterdir()] == ["light"]
+    assert json.loads((folder / RUN / "resolved.json").read_text())["launcher"]["kind"] == "local", "what a resume takes"
+    refused = steelyard("run", "recipe.yaml", "seed=9", "launcher={kind: local}", "--run-dir", RUN, cwd=folder)
+    assert refused.returncode == 2 and "another recipe (seed is" in refused.stderr
+
+
 @pytest.mark.slow
 def test_no_name_needs_to_be_resolved(tmp_path: Path) -> None:
     """A network of its own with nothing in it but the loopback device, and no word on what `localhost` is."""

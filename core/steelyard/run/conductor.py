@@ -87,6 +87,8 @@ def conduct(
     with StopRequest() as stop, RunLock(folder.path) as lock:
         if loaded is not None and not folder.begun:
             folder.begin(loaded)
+        elif loaded is not None:
+            folder.change_launcher(loaded)
         if recipe_dir is not None:
             folder.move_recipe_dir(recipe_dir)
         if allow_unsafe_local:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,6 +79,12 @@ class RunFolder:
         places = {"recipe": str(loaded.path), **self._recipe_places(loaded.base)}
         write_json(self.path / MANIFEST_NAME, {"format": 1, **places, "sessions": []})
         write_json(self.path / _RESOLVED, loaded.recipe.to_json())
+
+    def change_launcher(self, loaded: LoadedRecipe) -> None:
+        """Goes on with another launcher than the run was begun with, where ``loaded`` is the same recipe otherwise."""
+        if self.resolved() != loaded.recipe.to_json():
+            write_text(self.path / "recipe.yaml", loaded.text)
+            write_json(self.path / _RESOLVED, loaded.recipe.to_json())
 
     def add_session(self, session: dict[str, Any]) -> None:
         """Notes in the manifest that a session begins."""
@@ -153,11 +159,11 @@ def choose_folder(loaded: LoadedRecipe, wanted: Path | None, runs: Path = Path("
     """The folder that a recipe runs in, and a remark for the human where that needs one.
 
     Without ``wanted`` it is ``runs/<name>``, or the next free number behind it when another recipe is there. A folder that has the same
-    resolved recipe is gone on with. Errors: :class:`UsageError` when ``wanted`` holds something else."""
+    resolved recipe, the launcher apart, is gone on with. Errors: :class:`UsageError` when ``wanted`` holds something else."""
     resolved = loaded.recipe.to_json()
     if wanted is not None:
         folder = RunFolder(wanted)
-        if folder.begun and folder.resolved() != resolved:
+        if folder.begun and not _same_work(folder.resolved(), resolved):
             difference = _difference(folder.resolved(), resolved)
             raise UsageError(f"{str(wanted)!r} is a run of another recipe ({difference}): name another --run-dir")
         if not folder.begun and _occupied(wanted):
@@ -165,13 +171,18 @@ def choose_folder(loaded: LoadedRecipe, wanted: Path | None, runs: Path = Path("
         return folder, ""
     for path in _candidates(runs / loaded.recipe.name):
         folder = RunFolder(path)
-        if folder.begun and folder.resolved() == resolved:
+        if folder.begun and _same_work(folder.resolved(), resolved):
             return folder, ""
         if not folder.begun and not _occupied(path):
             first = runs / loaded.recipe.name
             remark = f"{str(first)!r} is a run of another version of this recipe; this one goes to {str(path)!r}" if path != first else ""
             return folder, remark
     raise AssertionError("the numbers do not end")
+
+
+def _same_work(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two resolved recipes differ in nothing but where their steps run, on which no key depends."""
+    return {**one, "launcher": None} == {**other, "launcher": None}
 
 
 def _candidates(first: Path) -> Iterator[Path]:
@@ -195,7 +206,7 @@ def _occupied(path: Path) -> bool:
 def _difference(old: Any, new: Any, place: str = "") -> str:
     """The first place where two resolved recipes differ."""
     if isinstance(old, dict) and isinstance(new, dict):
-        for name in sorted({*old, *new}):
+        for name in sorted({*old, *new}, key=lambda name: (name == "launcher", name)):
             if old.get(name) != new.get(name):
                 return _difference(old.get(name), new.get(name), f"{place}.{name}".lstrip("."))
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):

@@ -78,7 +78,7 @@ class TorchrunLauncher:
         return TorchrunWorker(process, listener, folder, self._processes, log, lock)
 
     def _arguments(self, folder: Path) -> list[str]:
-        # Numbers only: not every machine can resolve its own name, nor `localhost`, which is what `--standalone` says. Port 0 is a free one.
+        # Numbers only: not every machine can resolve its own name, nor the `localhost` of `--standalone`. Port 0 is a free one.
         meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--rdzv-id", folder.name, "--local-addr", "127.0.0.1"]
         options = [*meeting, "--max-restarts", "0", "--log-dir", str(folder / "logs")]
         return [*options, "--nproc-per-node", str(self._processes), "-m", "steelyard.run.worker"]
