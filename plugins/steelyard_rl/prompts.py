@@ -37,13 +37,17 @@ class PromptPool:
         self._config = config
         self.too_long = 0
         rows: list[_Encoded] = []
+        unused = set(names) - set(config.monitors.second.values())
         for row in read_rows(trainee.dataset()):
             _check(row, names, config)
+            unused -= {row["verifier"], *(row.get("verifiers") or ())}
             tokens = tuple(encode_prompt(trainee.tokenizer, row["messages"]))
             if len(tokens) > config.max_prompt_length:
                 self.too_long += 1
             else:
                 rows.append((row, tokens))
+        if unused:
+            context.io.log(f"no row names the verifier {', '.join(map(repr, sorted(unused)))}, so it checks nothing here")
         kept_out = _kept_out(rows, config.heldout_prompts, derive_seed(context.seed, "heldout"))
         asked = {_question(row) for row, _ in kept_out}
         self.heldout = [(Prompt(f"heldout:{row.get('id', n)}", token_ids=tokens), row) for n, (row, tokens) in enumerate(kept_out)]

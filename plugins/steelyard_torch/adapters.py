@@ -19,7 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from steelyard.errors import ModelError
+from steelyard.errors import ModelError, UsageError
 from steelyard_torch.config import AdapterOptions, OptimiserOptions
 from steelyard_torch.freezing import freeze_weights, matching
 
@@ -58,7 +58,7 @@ def make_trainable(model: PreTrainedModel, options: OptimiserOptions, *, device:
         no memory. None without.
 
     Raises:
-        ModelError: a name matches nothing, nothing is left to train, or bitsandbytes is missing.
+        UsageError: a name matches nothing, or nothing is left to train. ModelError: a tied head, or bitsandbytes is missing.
     """
     if options.adapter is None:
         freeze_weights(model, freeze=options.freeze, train_only=options.train_only)
@@ -227,7 +227,7 @@ def _targets(model: PreTrainedModel, options: AdapterOptions) -> list[str]:
         left_out = set(matching(layers, options.exclude, option="adapter.exclude", what="linear layer", by_ending=True))
         chosen = [name for name in chosen if name not in left_out]
     if not chosen:
-        raise ModelError(f"no layer is left for an adapter: adapter.exclude {options.exclude!r} takes away every one of the targets")
+        raise UsageError(f"no layer is left for an adapter: adapter.exclude {options.exclude!r} takes away every one of the targets")
     if head in chosen and _is_tied(model):
         raise ModelError(
             f"adapter.targets takes in {head!r}, which is tied to the embeddings: merged, its adapter would change them as well; "

@@ -353,8 +353,7 @@ def _fit(
             source = _source(sources, rows[0].index)
             where = f"row {rows[0].index}" + (f" of source {source!r}" if source is not None else "")
             raise DataError(
-                f"{where} has {longest} tokens, over max_length {max_length}; "
-                "raise it, or set on_too_long to 'truncate' or 'drop'"
+                f"{where} has {longest} tokens, over max_length {max_length}; raise it, or set on_too_long to 'truncate' or 'drop'"
             )
         if on_too_long == "drop":
             stats.dropped_too_long += 1

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from steelyard.errors import ModelError, nearest
+from steelyard.errors import UsageError, nearest
 
 __all__ = ["describe_trainable", "freeze_weights", "matching", "parameter_names", "stored_numel", "trainable_facts"]
 
@@ -23,7 +23,7 @@ def freeze_weights(model: PreTrainedModel, *, freeze: Sequence[str] = (), train_
         freeze, train_only: ``fnmatch`` patterns over parameter names; one of the two.
 
     Raises:
-        ModelError: a pattern matches no weight, or nothing is left to train.
+        UsageError: a pattern matches no weight, or nothing is left to train.
     """
     patterns, option = (train_only, "train_only") if train_only else (freeze, "freeze")
     if not patterns:
@@ -33,7 +33,7 @@ def freeze_weights(model: PreTrainedModel, *, freeze: Sequence[str] = (), train_
     for parameter, names in named.items():
         parameter.requires_grad_((not found.isdisjoint(names)) == bool(train_only))
     if not any(parameter.requires_grad for parameter in named):
-        raise ModelError(f"{option} {list(patterns)!r} freezes every weight of the model; there is nothing left to train")
+        raise UsageError(f"{option} {list(patterns)!r} freezes every weight of the model; there is nothing left to train")
 
 
 def parameter_names(model: torch.nn.Module) -> dict[torch.nn.Parameter, list[str]]:
@@ -51,13 +51,13 @@ def matching(names: Sequence[str], patterns: Iterable[str], *, option: str, what
         by_ending: a pattern without its beginning, ``q_proj`` or ``self_attn.*``, matches every name that ends so.
 
     Raises:
-        ModelError: a pattern matches nothing; it says which names are near.
+        UsageError: a pattern matches nothing; it says which names are near.
     """
     found: set[str] = set()
     for pattern in patterns:
         hits = {name for name in names if fnmatchcase(name, pattern) or (by_ending and fnmatchcase(name, f"*.{pattern}"))}
         if not hits:
-            raise ModelError(f"{option} {pattern!r} matches no {what} of the model{_near(pattern, names, by_ending)}")
+            raise UsageError(f"{option} {pattern!r} matches no {what} of the model{_near(pattern, names, by_ending)}")
         found |= hits
     return [name for name in names if name in found]
 

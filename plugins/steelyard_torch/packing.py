@@ -2,7 +2,8 @@
 
 The line is cut into segments. A segment attends to its prefix, if it has one, and causally to itself, and to nothing else; positions go
 on behind the prefix. So a row's hidden states are those that it would have alone. On a GPU in half precision this is one call of
-FlashAttention's variable-length kernel through torch, elsewhere one call for neighbouring segments of one length; nothing is padded in either.
+FlashAttention's variable-length kernel through torch, elsewhere one call for neighbouring segments of one length;
+nothing is padded in either.
 
 transformers looks its attention functions up by name. Ours do what the model's own did before whenever they are not given a layout, so a
 model that is switched to them generates, and scores padded batches, as ever.
@@ -146,7 +147,7 @@ def _key_places(segment: Segment) -> list[torch.Tensor]:
 def _stacked(states: torch.Tensor, segment: Segment, count: int) -> torch.Tensor:
     """(count, H, L, D): the states of ``count`` segments of one length that follow each other, of (1, H, T, D)."""
     taken = states[0, :, segment.start : segment.start + count * segment.length]
-    return taken.unflatten(1, (count, segment.length)).transpose(0, 1)
+    return taken.reshape(len(taken), count, segment.length, -1).transpose(0, 1)
 
 
 def _with_prefix(own: torch.Tensor, states: torch.Tensor, segment: Segment) -> torch.Tensor:

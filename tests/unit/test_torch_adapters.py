@@ -87,11 +87,11 @@ def test_targets_and_exclusions_are_endings_or_patterns(bench: Any) -> None:
 
 
 def test_targets_that_match_nothing_are_refused_with_the_models_own_layers(bench: Any) -> None:
-    with pytest.raises(ModelError, match=r"adapter.targets 'query_key_value' matches no linear layer .*down_proj, gate_proj, .*q_proj"):
+    with pytest.raises(UsageError, match=r"adapter.targets 'query_key_value' matches no linear layer .*down_proj, gate_proj, .*q_proj"):
         adapted(bench, targets=["query_key_value"])
-    with pytest.raises(ModelError, match=r"adapter.exclude 'qproj' matches no linear layer .*did you mean 'q_proj'"):
+    with pytest.raises(UsageError, match=r"adapter.exclude 'qproj' matches no linear layer .*did you mean 'q_proj'"):
         adapted(bench, exclude=["qproj"])
-    with pytest.raises(ModelError, match="no layer is left"):
+    with pytest.raises(UsageError, match="no layer is left"):
         adapted(bench, targets=["q_proj"], exclude=["q_proj"])
     with pytest.raises(ValidationError, match="targets names no layer"):
         options(targets=[])

@@ -217,7 +217,7 @@ def test_pairs_that_prefer_nothing_are_left_out_and_counted_each_by_its_reason()
     assert (stats.dropped_empty, stats.dropped_identical, stats.dropped_unshared) == (2, 1, 3)
     for text in ("2 dropped with an empty answer", "3 dropped without a shared prompt", "1 dropped as chosen and rejected are the same"):
         assert text in stats.describe()
-    with pytest.raises(DataError, match="none of the 6 pairs.*2 with an empty answer.*3 without a prompt.*1 with the same tokens"):
+    with pytest.raises(DataError, match=r"none of the 6 pairs.*2 with an empty answer.*3 without a prompt.*1 with the same tokens"):
         encode_pairs(tokenizer, rows[1:6] + rows[7:], max_length=40)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from steelyard.errors import Interrupted, ModelError
+from steelyard.errors import Interrupted, UsageError
 from steelyard_sft.config import SftConfig
 from steelyard_sft.supervised import Sft
 from steelyard_torch.freezing import freeze_weights, trainable_facts
@@ -73,14 +73,14 @@ def test_untied_heads_are_frozen_apart_from_the_embeddings(bench: Any) -> None:
 
 def test_a_pattern_that_matches_nothing_names_what_is_near(bench: Any) -> None:
     near = r"freeze 'model.layer.\*.mlp.up_proj.weight' matches no weight .*'model.layers.\*.mlp.up_proj.weight'"
-    with pytest.raises(ModelError, match=near):
+    with pytest.raises(UsageError, match=near):
         train(bench, config(freeze=["model.layer.*.mlp.up_proj.weight"]))
-    with pytest.raises(ModelError, match="train_only 'wte' matches no weight"):
+    with pytest.raises(UsageError, match="train_only 'wte' matches no weight"):
         train(bench, config(train_only=["wte"]), name="other")
 
 
 def test_freezing_everything_is_refused(bench: Any) -> None:
-    with pytest.raises(ModelError, match="nothing left to train"):
+    with pytest.raises(UsageError, match="nothing left to train"):
         train(bench, config(freeze=["*"]))
 
 

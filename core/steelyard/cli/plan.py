@@ -87,6 +87,7 @@ def _show(outlook: Outlook, run_dir: Path) -> None:
 def _row(step: StepOutlook) -> tuple[str, ...]:
     known = [f"{value:,} {name}" for name, value in (("rows", step.rows), ("tokens", step.tokens)) if value is not None]
     known += [f"{step.optimiser_steps:,} optimiser steps"] if step.optimiser_steps is not None else []
+    known += [f"{step.rollout_steps:,} rollout steps"] if step.rollout_steps is not None else []
     known += [f"{role.removeprefix('model:')} {source}" for role, source in step.inputs.items() if role.startswith("model:")]
     key = step.key[:12] if step.determined else f"~{step.key[:12]}"
     return step.id, step.kind, key, _state(step), ", ".join(known)

@@ -39,6 +39,8 @@ class StepOutlook:
     rows: int | None = None
     tokens: int | None = None
     optimiser_steps: int | None = None
+    rollout_steps: int | None = None
+    """Of a stage that samples its own data; how many optimiser steps each of them gives depends on what is sampled."""
     after: str | None = None
 
 
@@ -117,6 +119,7 @@ def look_ahead(recipe: Recipe, plan: Plan, folder: RunFolder | None, recipe_dir:
             rows=rows,
             tokens=known.get("tokens"),
             optimiser_steps=_planned_optimiser_steps(step, steps),
+            rollout_steps=_planned_rollout_steps(step),
             after=step.after,
         )
     gates: tuple[GateOutlook, ...] = ()
@@ -233,6 +236,8 @@ def _planned_optimiser_steps(step: Step, before: Mapping[str, StepOutlook]) -> i
     if step.kind != "stage":
         return None
     options = step.config["options"]
+    if _planned_rollout_steps(step) is not None:
+        return None
     for name in ("max_steps", "steps"):
         if isinstance(options.get(name), int):
             return int(options[name])
@@ -242,6 +247,12 @@ def _planned_optimiser_steps(step: Step, before: Mapping[str, StepOutlook]) -> i
         return None
     # The last step of an epoch may have fewer rows.
     return math.ceil(epochs * math.ceil(rows / batch_size))
+
+
+def _planned_rollout_steps(step: Step) -> int | None:
+    options = step.config["options"] if step.kind == "stage" else {}
+    steps = options.get("steps")
+    return steps if isinstance(steps, int) and "prompts_per_step" in options else None
 
 
 def _disk(recipe: Recipe, plan: Plan, recipe_dir: Path) -> int | None:
