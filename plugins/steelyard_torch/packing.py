@@ -11,6 +11,7 @@ model that is switched to them generates, and scores padded batches, as ever.
 
 from __future__ import annotations
 
+import bisect
 import functools
 import itertools
 import sys
@@ -62,6 +63,12 @@ class Layout:
         alike = [list(run) for _, run in itertools.groupby(range(len(self.segments)), key=lambda i: self.segments[i][1:])]
         return tuple((run[0], len(run)) for run in alike)
 
+    def place_of_prefix(self, segment: Segment) -> tuple[int, int]:
+        """The run in which a segment's prefix stands, and where in it, in tokens."""
+        starts = [self.segments[first].start for first, _ in self.runs]
+        run = bisect.bisect_right(starts, segment.prefix_start) - 1
+        return run, segment.prefix_start - starts[run]
+
     def kernel_inputs(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, int, int]:
         """For the variable-length kernel: starts of the segments' queries and of their keys (S + 1, int32), the places of all keys (None
         where they are the queries'), and the longest of each."""
@@ -110,14 +117,18 @@ def packed_attention(
     given = query.dtype
     if query.device.type == "cpu" and given == torch.bfloat16 and max(segment.length for segment in layout.segments) <= _SHORT:
         query, key, value = query.float(), key.float(), value.float()
+    # Split once: each slice of its own would make the backward pass add up tensors as long as the whole line.
+    sizes = [count * layout.segments[first].length for first, count in layout.runs]
+    parts = [torch.split(states, sizes, dim=2) for states in (query, key, value)]
     out = []
-    for first, count in layout.runs:
+    for run, (first, count) in enumerate(layout.runs):
         segment = layout.segments[first]
-        own = [_stacked(states, segment, count) for states in (query, key, value)]
+        q, k, v = (_stacked(states[run], count) for states in parts)
         if segment.prefix_length:
-            own[1:] = [_with_prefix(mine, states, segment) for mine, states in zip(own[1:], (key, value), strict=True)]
-        found = _attend(own[0], own[1], own[2], scale, window, softcap, dropout)
-        out.append(found.transpose(1, 2).reshape(1, count * segment.length, *found.shape[1::2]))
+            before, offset = layout.place_of_prefix(segment)
+            k, v = (_with_prefix(own, states[before], offset, segment) for own, states in zip((k, v), parts[1:], strict=True))
+        found = _attend(q, k, v, scale, window, softcap, dropout)
+        out.append(found.transpose(1, 2).reshape(1, sizes[run], *found.shape[1::2]))
     return torch.cat(out, dim=1).to(given)
 
 
@@ -144,15 +155,17 @@ def _key_places(segment: Segment) -> list[torch.Tensor]:
     ]
 
 
-def _stacked(states: torch.Tensor, segment: Segment, count: int) -> torch.Tensor:
-    """(count, H, L, D): the states of ``count`` segments of one length that follow each other, of (1, H, T, D)."""
-    taken = states[0, :, segment.start : segment.start + count * segment.length]
-    return taken.reshape(len(taken), count, segment.length, -1).transpose(0, 1)
+def _stacked(states: torch.Tensor, count: int) -> torch.Tensor:
+    """(count, H, L, D): the states of ``count`` segments of one length that follow each other, of (1, H, count · L, D)."""
+    if count == 1:
+        return states
+    heads, size = states.shape[1], states.shape[3]
+    return states[0].reshape(heads, count, -1, size).transpose(0, 1)
 
 
-def _with_prefix(own: torch.Tensor, states: torch.Tensor, segment: Segment) -> torch.Tensor:
-    """(count, G, P + L, D): the prefix's states in front of each segment's own."""
-    prefix = states[:, :, segment.prefix_start : segment.prefix_start + segment.prefix_length]
+def _with_prefix(own: torch.Tensor, states: torch.Tensor, offset: int, segment: Segment) -> torch.Tensor:
+    """(count, G, P + L, D): the prefix's states in front of each segment's own; ``states`` are of the run it stands in."""
+    prefix = states if states.shape[2] == segment.prefix_length else states.narrow(2, offset, segment.prefix_length)
     return torch.cat([prefix.expand(len(own), -1, -1, -1), own], dim=2)
 
 
