@@ -94,8 +94,8 @@ def row_weights(
     if reduction == "prompt_mean":
         if prompts is None:
             raise UsageError("loss reduction 'prompt_mean' needs the prompt of every row")
-        of_row = torch.tensor([sorted(set(prompts)).index(prompt) for prompt in prompts])
-        tokens = torch.zeros(len(set(prompts)), dtype=torch.float64).index_add(0, of_row, counts)
+        _, of_row = torch.unique(torch.tensor(prompts), return_inverse=True)
+        tokens = torch.zeros(len(prompts), dtype=torch.float64).index_add(0, of_row, counts)
         return 1 / (max(int((tokens > 0).sum()), 1) * tokens.clamp(min=1)[of_row])
     raise UsageError(f"unknown loss reduction {reduction!r} (known: sequence_mean, sequence_sum, token_mean, constant, prompt_mean)")
 
@@ -125,8 +125,7 @@ def policy_loss(
     Returns:
         Metrics, token means over the step: ``clip_fraction`` (a bound takes effect), ``ratio_mean``, ``approx_kl`` (k3 of the old policy),
         ``kl`` (k3 of the reference), ``policy_entropy``, ``correction_mean``, ``correction_limited`` (the share that a bound held or
-        dropped) and
-        ``off_policy_dropped``.
+        dropped) and ``off_policy_dropped``.
     """
     log_ratio = (tokens.logprobs - tokens.old.detach()).clamp(-_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO)
     per_token, measured = _objective(tokens, dials, log_ratio)
